@@ -1,0 +1,1 @@
+"""What both parties share; imports neither of them."""

@@ -1,0 +1,1 @@
+"""Differential privacy: events, their cost, and the ledger that remembers them."""

@@ -1,0 +1,1 @@
+"""Evaluators: numbers about a model that people can look at."""

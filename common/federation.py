@@ -1,0 +1,141 @@
+"""What every party of a federation agrees on: the settings an order carries, checked at birth."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from common.errors import ConfigError
+
+
+def require(holds: bool, key: str, value: object, allowed: str) -> None:
+    """Raise ConfigError naming key, value and allowed range unless `holds` (NaN never holds)."""
+    if not holds:
+        raise ConfigError(f"{key} = {value!r} is not possible", f"allowed: {allowed}")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """`factory` is a built-in name (logistic, mlp, cnn) or `package.module:function`.
+
+    A factory is called as `factory(inputs, classes)` and returns an untrained `torch.nn.Module` that maps
+    a float32 batch (n, *inputs) to logits (n, classes). `inputs` and `classes` left at their defaults are
+    filled from the data loader. `seed` fixes the public initial weights.
+    """
+
+    factory: str = "logistic"
+    inputs: tuple[int, ...] = ()
+    classes: int = 0
+    hidden: tuple[int, ...] = (128,)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(bool(self.factory), "model.factory", self.factory, "logistic, mlp, cnn or package.module:function")
+        require(all(n > 0 for n in self.inputs), "model.inputs", self.inputs, "positive sizes")
+        require(self.classes == 0 or self.classes >= 2, "model.classes", self.classes, "2 or more (0: ask the loader)")
+        require(all(n > 0 for n in self.hidden), "model.hidden", self.hidden, "positive sizes")
+        require(0 <= self.seed < 2**63, "model.seed", self.seed, "0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What one site does in one round, and how all sites apply the mean update.
+
+    sampling: `poisson` draws each record with chance `sample_rate` at each of `local_steps` steps and divides
+    the sum of gradients by the public `lot_size`; `shuffle` runs `local_epochs` over batches of `batch_size`
+    (only without DP). `server_momentum` and `tail_average` (fraction of rounds, counted from the end, whose
+    models are averaged) are applied by every site alike to the opened aggregate: free post-processing.
+    """
+
+    sampling: Literal["poisson", "shuffle"] = "poisson"
+    local_steps: int = 5
+    sample_rate: float = 0.2
+    lot_size: float = 32.0
+    local_epochs: int = 1
+    batch_size: int = 32
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+    server_learning_rate: float = 1.0
+    server_momentum: float = 0.0
+    tail_average: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.local_steps >= 1, "training.local_steps", self.local_steps, "1 or more")
+        require(0 < self.sample_rate <= 1, "training.sample_rate", self.sample_rate, "above 0, at most 1")
+        require(0 < self.lot_size < math.inf, "training.lot_size", self.lot_size, "positive")
+        require(self.local_epochs >= 1, "training.local_epochs", self.local_epochs, "1 or more")
+        require(self.batch_size >= 1, "training.batch_size", self.batch_size, "1 or more")
+        require(0 < self.learning_rate < math.inf, "training.learning_rate", self.learning_rate, "positive")
+        require(0 <= self.momentum < 1, "training.momentum", self.momentum, "0 up to, not including, 1")
+        require(
+            0 < self.server_learning_rate < math.inf,
+            "training.server_learning_rate",
+            self.server_learning_rate,
+            "positive",
+        )
+        require(
+            0 <= self.server_momentum < 1, "training.server_momentum", self.server_momentum, "0 up to, not including, 1"
+        )
+        require(0 <= self.tail_average <= 1, "training.tail_average", self.tail_average, "0 to 1")
+
+
+@dataclass(frozen=True)
+class PrivacySettings:
+    """Per-record differential privacy at each site, add/remove neighbours.
+
+    epsilon, delta: what one record may lose over the whole run. `noise_multiplier` 0 means: calibrate the
+    smallest one that fits. max_grad_norm: L2 bound of one record's gradient. max_update_norm: L2 bound of
+    one site's update; it also fixes the public scale of the integers that travel.
+    """
+
+    mode: Literal["local", "none"] = "local"
+    epsilon: float = 3.0
+    delta: float = 1e-3
+    noise_multiplier: float = 0.0
+    max_grad_norm: float = 1.0
+    max_update_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        require(0 < self.epsilon < math.inf, "privacy.epsilon", self.epsilon, "positive and finite")
+        require(0 < self.delta < 0.1, "privacy.delta", self.delta, "above 0, below 1 / records of the smallest site")
+        require(
+            0 <= self.noise_multiplier < math.inf,
+            "privacy.noise_multiplier",
+            self.noise_multiplier,
+            "positive and finite (0: calibrate)",
+        )
+        require(0 < self.max_grad_norm < math.inf, "privacy.max_grad_norm", self.max_grad_norm, "positive and finite")
+        require(
+            0 < self.max_update_norm < math.inf, "privacy.max_update_norm", self.max_update_norm, "positive and finite"
+        )
+
+
+@dataclass(frozen=True)
+class EncryptionSettings:
+    """preset `none` sends readable updates: for baselines; the report says so in its first line."""
+
+    preset: Literal["compact", "precise", "none"] = "compact"
+
+
+@dataclass(frozen=True)
+class Federation:
+    """The agreement: who must be there, for how long, how records are protected, what the coordinator may see."""
+
+    name: str = "federation"
+    rounds: int = 10
+    min_cohort: int = 2
+    reveal: Literal["never", "final", "every-round"] = "final"
+    model: ModelSettings = field(default_factory=ModelSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    encryption: EncryptionSettings = field(default_factory=EncryptionSettings)
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "federation.name", self.name, "a non-empty name")
+        require(self.rounds >= 1, "federation.rounds", self.rounds, "1 or more")
+        require(self.min_cohort >= 2, "federation.min_cohort", self.min_cohort, "2 or more")
+        if self.privacy.mode != "none" and self.training.sampling != "poisson":
+            raise ConfigError(
+                f"training.sampling = {self.training.sampling!r} is not possible with privacy.mode = "
+                f"{self.privacy.mode!r}",
+                "allowed: 'poisson', the sampling that the accountant's amplification theorem is about",
+            )

@@ -1,0 +1,1 @@
+"""Homomorphic encryption: parameters, packing, and sums that nobody opens alone."""

@@ -1,0 +1,1 @@
+"""All parties on one machine: simulations, scenarios and benchmarks."""
