@@ -1,0 +1,35 @@
+"""Files that are there whole or not at all, whatever stops the machine."""
+
+import os
+import secrets
+from pathlib import Path
+
+
+def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Make `path` hold exactly `data`, with permissions `mode`, and on disk before returning.
+
+    Whoever reads `path` at any moment, or after a crash at any moment, finds the old bytes or the new ones.
+    Of two writers at once, one wins whole. A crash may leave a hidden `.NAME.*.part` file beside `path`.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)  # open() above was subject to the umask
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Put `directory`'s list of names on disk: without it a new or renamed file may be gone after a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
