@@ -117,22 +117,35 @@ class EncryptionSettings:
 
 
 @dataclass(frozen=True)
-class Federation:
-    """The agreement: who must be there, for how long, how records are protected, what the coordinator may see."""
+class FederationSettings:
+    """Who must be there, for how long, and what the coordinator may see of the model.
+
+    reveal: `never` (the coordinator holds encrypted aggregates only), `final` (the sites sign a release of the
+    last model to its registry) or `every-round`.
+    """
 
     name: str = "federation"
     rounds: int = 10
     min_cohort: int = 2
     reveal: Literal["never", "final", "every-round"] = "final"
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "federation.name", self.name, "a non-empty name")
+        require(1 <= self.rounds < 2**31, "federation.rounds", self.rounds, "1 or more")
+        require(self.min_cohort >= 2, "federation.min_cohort", self.min_cohort, "2 or more")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that the parties of one run agree on. Its hash is in every message."""
+
+    federation: FederationSettings = field(default_factory=FederationSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     encryption: EncryptionSettings = field(default_factory=EncryptionSettings)
 
     def __post_init__(self) -> None:
-        require(bool(self.name), "federation.name", self.name, "a non-empty name")
-        require(self.rounds >= 1, "federation.rounds", self.rounds, "1 or more")
-        require(self.min_cohort >= 2, "federation.min_cohort", self.min_cohort, "2 or more")
         if self.privacy.mode != "none" and self.training.sampling != "poisson":
             raise ConfigError(
                 f"training.sampling = {self.training.sampling!r} is not possible with privacy.mode = "

@@ -1,0 +1,153 @@
+"""Every message that crosses a site's border: one envelope, one version byte, one reader.
+
+Byte by byte (integers big-endian), see `common/README.md`:
+
+    magic "VF" | version u8 | kind u8 | run 16 | round u32 | plan hash 32 | sender length u8 | sender UTF-8
+    | body length u64 | body | signature 64
+
+The signature is Ed25519 over the header and the SHA-256 of the body, so a body can be hashed as it streams.
+Kinds named READABLE_* carry 64 zero bytes instead: they belong to baselines without encryption.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import rfc8785
+
+from common.errors import TrustError, WireError
+from common.signing import Identity, verify
+
+VERSION = 1
+_MAGIC = b"VF"
+_FIXED = struct.Struct(">2sBB16sI32sB")
+_LENGTH = struct.Struct(">Q")
+_SIGNATURE_BYTES = 64
+_UNSIGNED = bytes(_SIGNATURE_BYTES)
+_CONTEXT = "veilfed.envelope.v1"
+
+
+class Kind(IntEnum):
+    """What the body is."""
+
+    ORDER = 1  # JSON from the coordinator
+    ANSWER = 2  # JSON from a site
+    REFUSAL = 3  # JSON from a site: a reason code and a sentence
+    UPDATE = 4  # model hash 32 | ciphertext
+    AGGREGATE = 5  # JSON head with the signed list of sites, then the summed ciphertext
+    RELEASE = 6  # model vector, float64 little-endian
+    READABLE_ORDER = 7  # model vector, float32 little-endian
+    READABLE_UPDATE = 8  # update vector, float32 little-endian
+
+    @property
+    def signed(self) -> bool:
+        return self not in (Kind.READABLE_ORDER, Kind.READABLE_UPDATE)
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """One message. `plan` is the SHA-256 of the plan that both sides agreed on."""
+
+    kind: Kind
+    run: bytes
+    round_number: int
+    plan: bytes
+    sender: str
+    body: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.run) != 16 or len(self.plan) != 32 or not 0 <= self.round_number < 2**32:
+            raise WireError("an envelope needs a 16-byte run, a 32-byte plan hash and a round below 2^32")
+        if not 1 <= len(self.sender.encode()) <= 255:
+            raise WireError("a sender's name has 1 to 255 bytes")
+
+
+def encode(envelope: Envelope, identity: Identity | None = None) -> bytes:
+    """The bytes to send. Signed kinds need the sender's identity, READABLE_* kinds take none."""
+    if envelope.kind.signed == (identity is None):
+        raise WireError(f"{envelope.kind.name} is {'' if envelope.kind.signed else 'never '}signed")
+    header = _header(envelope)
+    signature = identity.sign(_CONTEXT, _signed_part(header, envelope.body)) if identity else _UNSIGNED
+    return b"".join((header, envelope.body, signature))
+
+
+def decode(data: bytes, public_key_of: Callable[[str], bytes]) -> Envelope:
+    """Inverse of `encode`. Raises WireError on bytes it cannot explain, TrustError on a wrong signature.
+
+    public_key_of: the roster; raises for a name that is not on it.
+    """
+    if len(data) < _FIXED.size:
+        raise WireError("shorter than a header")
+    magic, version, kind, run, round_number, plan, name_length = _FIXED.unpack_from(data)
+    if magic != _MAGIC:
+        raise WireError("not a Veilfed message")
+    if version != VERSION:
+        raise WireError(f"message version {version}; this build reads {VERSION}")
+    start = _FIXED.size + name_length + _LENGTH.size
+    if len(data) < start + _SIGNATURE_BYTES:
+        raise WireError("shorter than its header promises")
+    (body_length,) = _LENGTH.unpack_from(data, start - _LENGTH.size)
+    if len(data) != start + body_length + _SIGNATURE_BYTES:
+        raise WireError(f"{len(data)} bytes, the header promises {start + body_length + _SIGNATURE_BYTES}")
+    try:
+        sender = data[_FIXED.size : _FIXED.size + name_length].decode()
+        envelope = Envelope(Kind(kind), run, round_number, plan, sender, data[start : start + body_length])
+    except ValueError as error:
+        raise WireError(f"unknown kind or sender: {error}") from None
+    signature = data[-_SIGNATURE_BYTES:]
+    if envelope.kind.signed:
+        verify(public_key_of(sender), _CONTEXT, _signed_part(data[:start], envelope.body), signature)
+    elif signature != _UNSIGNED:
+        raise WireError("a readable message carries no signature")
+    return envelope
+
+
+def header_bytes(sender: str) -> int:
+    """What an envelope adds to its body."""
+    return _FIXED.size + len(sender.encode()) + _LENGTH.size + _SIGNATURE_BYTES
+
+
+def to_json(value: Any) -> bytes:
+    """Canonical JSON (RFC 8785): the same value is always the same bytes, so it can be hashed and signed."""
+    return rfc8785.dumps(value)
+
+
+def from_json(data: bytes) -> dict[str, Any]:
+    """Inverse of `to_json` for an object. Raises WireError; NaN and infinities are not JSON."""
+    try:
+        value = json.loads(data, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise WireError("the body is not JSON") from None
+    if not isinstance(value, dict):
+        raise WireError("the body is not a JSON object")
+    return value
+
+
+def digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def require_same_run(envelope: Envelope, run: bytes, plan: bytes) -> None:
+    """Raises TrustError when the message belongs to another run or another plan."""
+    if envelope.run != run:
+        raise TrustError("the message belongs to another run")
+    if envelope.plan != plan:
+        raise TrustError("the message belongs to another plan")
+
+
+def _header(envelope: Envelope) -> bytes:
+    name = envelope.sender.encode()
+    fixed = _FIXED.pack(_MAGIC, VERSION, envelope.kind, envelope.run, envelope.round_number, envelope.plan, len(name))
+    return fixed + name + _LENGTH.pack(len(envelope.body))
+
+
+def _signed_part(header: bytes, body: bytes) -> bytes:
+    return header + digest(body)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
