@@ -33,7 +33,7 @@ class ModelSettings:
         require(all(n > 0 for n in self.inputs), "model.inputs", self.inputs, "positive sizes")
         require(self.classes == 0 or self.classes >= 2, "model.classes", self.classes, "2 or more (0: ask the loader)")
         require(all(n > 0 for n in self.hidden), "model.hidden", self.hidden, "positive sizes")
-        require(0 <= self.seed < 2**63, "model.seed", self.seed, "0 to 2^63 - 1")
+        require(0 <= self.seed < 2**53, "model.seed", self.seed, "0 to 2^53 - 1")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ from typing import Any
 
 import rfc8785
 
-from common.errors import TrustError, WireError
+from common.config import to_table
+from common.errors import WireError
+from common.federation import Plan
 from common.signing import Identity, verify
 
 VERSION = 1
@@ -127,16 +129,21 @@ def from_json(data: bytes) -> dict[str, Any]:
     return value
 
 
+def plan_hash(plan: Plan) -> bytes:
+    """SHA-256 of the plan's canonical JSON: what every envelope of the run carries."""
+    return digest(to_json(to_table(plan)))
+
+
+def from_hex(value: object) -> bytes:
+    """The bytes of a hexadecimal field of a JSON body. Raises WireError when it is not one."""
+    try:
+        return bytes.fromhex(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise WireError("a field that should be hexadecimal is not") from None
+
+
 def digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-def require_same_run(envelope: Envelope, run: bytes, plan: bytes) -> None:
-    """Raises TrustError when the message belongs to another run or another plan."""
-    if envelope.run != run:
-        raise TrustError("the message belongs to another run")
-    if envelope.plan != plan:
-        raise TrustError("the message belongs to another plan")
 
 
 def _header(envelope: Envelope) -> bytes:

@@ -1,0 +1,69 @@
+"""The site's worker: an order's bytes in; the answer's bytes and its public numbers out. Refusals are answers too."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from client import round as local_round
+from client.site import Site
+from common.errors import FederationError, ProtocolError, TrustError
+from common.roster import COORDINATOR
+from common.wire import Envelope, Kind, decode, encode, to_json
+
+
+@dataclass(frozen=True)
+class Answer:
+    """metrics: numbers that are public by declaration: seconds of each phase and the ledger's epsilon."""
+
+    data: bytes
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def answer(site: Site, action: str, data: bytes) -> Answer:
+    """What this site says to one order. action: join, make_key, install_key, train, apply or release.
+
+    Whatever goes wrong on purpose becomes a signed refusal with a reason code, never silence; anything else is
+    a bug of ours and propagates.
+    """
+    order = None
+    try:
+        order = decode(data, site.roster.public_key_of)
+        if order.sender != COORDINATOR:
+            raise TrustError("an order must come from the coordinator")
+        return _act(site, action, order)
+    except FederationError as error:
+        return Answer(refusal(site, order, error))
+
+
+def refusal(site: Site, order: Envelope | None, error: FederationError) -> bytes:
+    """A signed refusal: the error's code and sentence. An order that could not be read has no run to refer to."""
+    run, plan = (order.run, order.plan) if order else (bytes(16), bytes(32))
+    body = to_json({"code": error.code, "exit_code": error.exit_code, "message": error.message})
+    number = order.round_number if order else 0
+    return encode(Envelope(Kind.REFUSAL, run, number, plan, site.name, body), site.identity)
+
+
+def _act(site: Site, action: str, order: Envelope) -> Answer:
+    match action, order.kind:
+        case "join", Kind.ORDER:
+            return Answer(local_round.join(site, order))
+        case "make_key", Kind.ORDER:
+            return Answer(local_round.make_key(site, order))
+        case "install_key", Kind.ORDER:
+            return Answer(local_round.install_key(site, order))
+        case "train", Kind.ORDER | Kind.READABLE_ORDER:
+            readable = order.kind is Kind.READABLE_ORDER
+            sealed = (local_round.run_readable_round if readable else local_round.run_local_round)(site, order)
+            return Answer(
+                sealed.data,
+                {
+                    "train_s": sealed.train_seconds,
+                    "encrypt_s": sealed.encrypt_seconds,
+                    "epsilon": sealed.epsilon,
+                },
+            )
+        case "apply", Kind.AGGREGATE:
+            data, seconds = local_round.apply_aggregate(site, order)
+            return Answer(data, {"open_s": seconds})
+        case "release", Kind.ORDER:
+            return Answer(local_round.release(site, order))
+    raise ProtocolError(f"{action!r} with {order.kind.name} is not an order that this site knows")

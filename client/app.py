@@ -1,0 +1,69 @@
+"""The Flower ClientApp: a courier between Flower's messages and the site's worker. It decides nothing."""
+
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.agent import answer
+from client.site import Site
+from common.errors import ConfigError
+
+app = ClientApp()
+
+
+@app.query("join")
+def join(message: Message, context: Context) -> Message:
+    return _relay("join", message, context)
+
+
+@app.query("make_key")
+def make_key(message: Message, context: Context) -> Message:
+    return _relay("make_key", message, context)
+
+
+@app.query("install_key")
+def install_key(message: Message, context: Context) -> Message:
+    return _relay("install_key", message, context)
+
+
+@app.query("release")
+def release(message: Message, context: Context) -> Message:
+    return _relay("release", message, context)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    return _relay("train", message, context)
+
+
+@app.evaluate()
+def apply_aggregate(message: Message, context: Context) -> Message:
+    return _relay("apply", message, context)
+
+
+def _relay(action: str, message: Message, context: Context) -> Message:
+    order = message.content.array_records["veilfed"]["envelope"].data
+    said = answer(_site(_site_directory(context)), action, order)
+    array = Array("uint8", (len(said.data),), "veilfed.envelope", said.data)
+    content = RecordDict({"veilfed": ArrayRecord({"envelope": array})})
+    if said.metrics:
+        content["public"] = MetricRecord(dict(said.metrics))
+    return Message(content, reply_to=message)
+
+
+@lru_cache(maxsize=256)
+def _site(directory: Path) -> Site:
+    return Site.open(directory)
+
+
+def _site_directory(context: Context) -> Path:
+    """`site-directory` of this node; or, in a simulation, the partition's place in `VEILFED_SITES`."""
+    config = context.node_config
+    if directory := config.get("site-directory"):
+        return Path(str(directory))
+    if sites := os.environ.get("VEILFED_SITES"):
+        return sorted(path for path in Path(sites).iterdir() if path.is_dir())[int(config["partition-id"])]
+    raise ConfigError("this node has no site-directory", 'start it with --node-config \'site-directory="DIR"\'')

@@ -1,0 +1,44 @@
+"""What this site agrees to: an order in, consent or a reasoned refusal out. Enforced here, whatever is asked."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.errors import CohortTooSmall, PrivacyError
+from common.federation import Plan, require
+
+
+@dataclass(frozen=True)
+class SitePolicy:
+    """The site administrator's own limits.
+
+    epsilon, delta: what one record of this data set may lose over all runs together. min_cohort: fewest sites
+    whose sum may be opened here. require_encryption, require_privacy: refuse plans that do without.
+    """
+
+    epsilon: float
+    delta: float
+    min_cohort: int = 2
+    require_encryption: bool = True
+    require_privacy: bool = True
+
+    def __post_init__(self) -> None:
+        require(0 < self.epsilon < math.inf, "policy.epsilon", self.epsilon, "positive and finite")
+        require(0 < self.delta < 0.1, "policy.delta", self.delta, "above 0, below 1 / number of records")
+        require(self.min_cohort >= 2, "policy.min_cohort", self.min_cohort, "2 or more")
+
+
+def consent(policy: SitePolicy, plan: Plan, cohort: Sequence[str], records: int) -> None:
+    """Returns when the plan keeps within the policy. Raises PrivacyError or CohortTooSmall with the reason.
+
+    Says nothing about what is left of the budget: the ledger answers that (`Ledger.require`).
+    """
+    if policy.require_encryption and plan.encryption.preset == "none":
+        raise PrivacyError("this site's policy requires encrypted updates, the plan sends readable ones")
+    if policy.require_privacy and plan.privacy.mode == "none":
+        raise PrivacyError("this site's policy requires differential privacy, the plan has none")
+    if plan.privacy.mode != "none" and plan.privacy.delta * records >= 1:
+        raise PrivacyError(f"delta {plan.privacy.delta:g} is 1 / number of records of this site or more")
+    smallest = min(plan.federation.min_cohort, len(cohort))
+    if smallest < policy.min_cohort:
+        raise CohortTooSmall(f"a sum of {smallest} sites could be opened, this site's policy asks for {policy.min_cohort}")

@@ -1,0 +1,273 @@
+"""What a site does when asked, top to bottom: join a run, share the key, train a round, apply the sum, release.
+
+Every function takes the site and a verified order and returns what may leave. The order of the lines in
+`run_local_round` is the privacy argument: the ledger is charged on disk before anything is sealed.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from client.policy import consent
+from client.runs import SiteRun
+from client.site import Site
+from client.train import Trained, planned_events, train
+from common.config import fill
+from common.errors import CohortTooSmall, ProtocolError, TrustError, WrongRound
+from common.federation import ModelSettings, Plan
+from common.he.keys import unwrap, wrap
+from common.he.quantize import dequantize_sum, quantize
+from common.he.scheme import Aggregate, CohortKey, encrypt, open_sum
+from common.model_state import ModelState, advance
+from common.models import build, load_parameters, parameters_of
+from common.updates import clip
+from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, plan_hash, to_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class SealedUpdate:
+    """What leaves the site in a round. The seconds are public: a coordinator sees when answers come anyway."""
+
+    data: bytes
+    train_seconds: float
+    encrypt_seconds: float
+    epsilon: float
+
+
+def join(site: Site, order: Envelope) -> bytes:
+    """Order {plan, cohort} -> answer {exchange key, round, model hash, has_key}; or the site's own refusal.
+
+    Refuses before any training when the policy or the ledger cannot bear the whole run.
+    """
+    body = from_json(order.body)
+    plan, cohort = fill(Plan, _table(body, "plan")), tuple(sorted(body.get("cohort", ())))
+    if plan_hash(plan) != order.plan:
+        raise ProtocolError("the plan is not the one whose hash the order carries")
+    if site.name not in cohort or not set(cohort) <= set(site.roster.sites):
+        raise TrustError("the cohort lists sites that are not on the roster, or leaves this one out")
+    records = site.training_records
+    consent(site.settings.policy, plan, cohort, len(records))
+    initial = ModelState.initial(parameters_of(build(plan.model)))
+    run = SiteRun.create(site.directory / "runs", order.run, plan, cohort, initial)
+    state = run.state()
+    _require_budget_for_rest(site, run, state)
+    return _answer(
+        site,
+        run,
+        {
+            "exchange": run.exchange_key.public.hex(),
+            "round": state.round_number,
+            "model_hash": state.model_hash.hex(),
+            "has_key": run.has_cohort_key,
+        },
+    )
+
+
+def make_key(site: Site, order: Envelope) -> bytes:
+    """Order {joined: site -> signed join answer} -> answer with the cohort key wrapped for each of them."""
+    run = SiteRun.open(site.directory / "runs", order.run)
+    publics = _exchange_keys(site, run, _table(from_json(order.body), "joined"))
+    key = run.cohort_key() if run.has_cohort_key else CohortKey.generate(run.scheme)
+    wrapped = wrap(key, run.exchange_key, publics, _key_context(run, site.name))
+    run.keep_cohort_key(key)
+    boxes = {name: box.hex() for name, box in wrapped.boxes.items()}
+    return _answer(site, run, {"wrapped": wrapped.wrapped.hex(), "boxes": boxes})
+
+
+def install_key(site: Site, order: Envelope) -> bytes:
+    """Order {maker's signed join answer and key answer} -> acknowledgement. A site that has a key keeps it."""
+    run = SiteRun.open(site.directory / "runs", order.run)
+    if not run.has_cohort_key:
+        body = from_json(order.body)
+        joined, made = (_signed_answer(site, run, body.get(part)) for part in ("joined", "made"))
+        if joined.sender != made.sender or made.sender not in run.cohort:
+            raise TrustError("the key and the exchange key come from different sites")
+        answer, maker_public = from_json(made.body), from_hex(from_json(joined.body).get("exchange"))
+        run.keep_cohort_key(
+            unwrap(
+                from_hex(answer.get("wrapped")),
+                from_hex(_table(answer, "boxes").get(site.name)),
+                site.name,
+                run.exchange_key,
+                maker_public,
+                _key_context(run, made.sender),
+                run.scheme,
+            )
+        )
+    return _answer(site, run, {"has_key": True})
+
+
+def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
+    """records -> DP training -> charge -> clip, quantize -> encrypt -> seal -> on disk -> out."""
+    run = SiteRun.open(site.directory / "runs", order.run)
+    state, number = run.state(), order.round_number
+    if kept := run.sealed_update(number):
+        return SealedUpdate(kept, 0.0, 0.0, site.ledger().epsilon)
+    if number != state.round_number + 1:
+        raise WrongRound(f"asked to train round {number}, this site has applied {state.round_number}")
+    if from_json(order.body).get("model_hash") != state.model_hash.hex():
+        raise TrustError("the coordinator expects another model than the one this site holds")
+    trained, epsilon = train_and_charge(site, run.plan, run.run, number, state.model)
+    started = time.perf_counter()
+    clipped = clip(trained.update, run.plan.privacy.max_update_norm)
+    rounding = site.randomness("rounding", number).uniform(clipped.values.size)
+    packed = quantize(clipped, run.scheme.value_bits, rounding)
+    ciphertext = encrypt(packed.values, run.cohort_key())
+    body = state.model_hash + ciphertext.encode()
+    data = encode(Envelope(Kind.UPDATE, run.run, number, run.plan_hash, site.name, body), site.identity)
+    run.keep_sealed_update(number, data)
+    return SealedUpdate(data, trained.seconds, time.perf_counter() - started, epsilon)
+
+
+def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
+    """The same round without encryption, for baselines: the coordinator holds the model and reads the update."""
+    run, number = SiteRun.open(site.directory / "runs", order.run), order.round_number
+    if run.plan.encryption.preset != "none":
+        raise ProtocolError("the plan encrypts updates; a readable one is never sent")
+    if kept := run.sealed_update(number):
+        return SealedUpdate(kept, 0.0, 0.0, site.ledger().epsilon)
+    model = np.frombuffer(order.body, "<f4")
+    trained, epsilon = train_and_charge(site, run.plan, run.run, number, model)
+    private = run.plan.privacy.mode != "none"
+    update = clip(trained.update, run.plan.privacy.max_update_norm).values if private else trained.update
+    envelope = Envelope(
+        Kind.READABLE_UPDATE, run.run, number, run.plan_hash, site.name, update.astype("<f4").tobytes()
+    )
+    data = encode(envelope)
+    if private:
+        run.keep_sealed_update(number, data)
+    return SealedUpdate(data, trained.seconds, 0.0, epsilon)
+
+
+def train_and_charge(
+    site: Site, plan: Plan, run: bytes, round_number: int, model: np.ndarray
+) -> tuple[Trained, float]:
+    """One round of local training, paid for on disk before it is returned, and the ledger's epsilon after it.
+
+    A round that is already in the ledger has been paid but never left this site (else its sealed update would
+    be there): it is trained again at no further charge.
+    """
+    events = planned_events(plan.training, plan.privacy, plan.privacy.noise_multiplier)
+    ledger = site.ledger() if events else None
+    paid = ledger is None or ledger.charged(run.hex(), round_number)
+    if ledger and not paid:
+        ledger.require(events)
+    network = _network(plan.model)
+    load_parameters(network, model)
+    records = site.training_records
+    randomness = site.randomness("train", round_number)
+    trained = train(
+        network,
+        records.features,
+        records.labels,
+        plan.training,
+        plan.privacy,
+        plan.privacy.noise_multiplier,
+        randomness,
+    )
+    if ledger and not paid:
+        ledger.charge(run.hex(), round_number, trained.events)
+    return trained, ledger.epsilon if ledger else 0.0
+
+
+def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
+    """Aggregate -> opened, applied -> answer {round, model hash}, and the seconds it took to open."""
+    run = SiteRun.open(site.directory / "runs", order.run)
+    state = run.state()
+    seconds = 0.0
+    if order.round_number == state.round_number + 1:
+        sites, data = split_aggregate(order.body)
+        if not set(sites) <= set(run.cohort) or len(set(sites)) != len(sites):
+            raise TrustError("the list of summed sites is not part of the cohort")
+        required = max(run.plan.federation.min_cohort, site.settings.policy.min_cohort)
+        if len(sites) < required:
+            raise CohortTooSmall(f"a sum of {len(sites)} sites is not opened, {required} are required")
+        started = time.perf_counter()
+        aggregate = Aggregate.decode(run.scheme, state.model.size, data)
+        if aggregate.sites != len(sites):
+            raise ProtocolError("the sum and the list of its sites do not agree")
+        total = open_sum(aggregate, run.cohort_key())
+        summed = dequantize_sum(total, run.plan.privacy.max_update_norm, run.scheme.value_bits)
+        seconds = time.perf_counter() - started
+        state = advance(state, summed / len(sites), run.plan.training, run.plan.federation.rounds)
+        run.keep_state(state)
+    elif order.round_number != state.round_number:
+        raise WrongRound(f"the aggregate is of round {order.round_number}, this site has applied {state.round_number}")
+    return _answer(site, run, {"round": state.round_number, "model_hash": state.model_hash.hex()}), seconds
+
+
+def release(site: Site, order: Envelope) -> bytes:
+    """The model, signed, when the plan says that the coordinator may have it."""
+    run = SiteRun.open(site.directory / "runs", order.run)
+    state, plan = run.state(), run.plan.federation
+    if plan.reveal == "never" or (plan.reveal == "final" and state.round_number != plan.rounds):
+        raise ProtocolError(f"the plan does not reveal the model now (federation.reveal = {plan.reveal!r})")
+    body = state.released.astype("<f4").tobytes()
+    envelope = Envelope(Kind.RELEASE, run.run, state.round_number, run.plan_hash, site.name, body)
+    return encode(envelope, site.identity)
+
+
+def split_aggregate(body: bytes) -> tuple[list[str], bytes]:
+    """The signed list of summed sites and the encrypted sum: length u32 | JSON list | sum."""
+    length = int.from_bytes(body[:4], "big")
+    head = from_json(body[4 : 4 + length])
+    sites = head.get("sites")
+    if not isinstance(sites, list) or not all(isinstance(name, str) for name in sites):
+        raise ProtocolError("an aggregate names the sites that it sums")
+    return sites, body[4 + length :]
+
+
+@lru_cache(maxsize=4)
+def _network(settings: ModelSettings) -> "nn.Module":
+    """One module per process and architecture; its parameters are overwritten before every use."""
+    return build(settings)
+
+
+def _require_budget_for_rest(site: Site, run: SiteRun, state: ModelState) -> None:
+    events = planned_events(run.plan.training, run.plan.privacy, run.plan.privacy.noise_multiplier)
+    ledger = site.ledger()
+    rounds = range(state.round_number + 1, run.plan.federation.rounds + 1)
+    unpaid = sum(1 for number in rounds if not ledger.charged(run.run.hex(), number))
+    if events and unpaid:
+        ledger.require(tuple(events) * unpaid)
+
+
+def _exchange_keys(site: Site, run: SiteRun, joined: Mapping[str, Any]) -> dict[str, bytes]:
+    answers = {name: _signed_answer(site, run, data) for name, data in joined.items()}
+    if any(answer.sender != name or name not in run.cohort for name, answer in answers.items()):
+        raise TrustError("an exchange key is not signed by the site that it is said to be from")
+    return {name: from_hex(from_json(answer.body).get("exchange")) for name, answer in answers.items()}
+
+
+def _signed_answer(site: Site, run: SiteRun, data: object) -> Envelope:
+    if not isinstance(data, str):
+        raise ProtocolError("a relayed answer is missing")
+    envelope = decode(from_hex(data), site.roster.public_key_of)
+    if envelope.kind != Kind.ANSWER or envelope.run != run.run or envelope.plan != run.plan_hash:
+        raise TrustError("a relayed answer belongs to another run")
+    return envelope
+
+
+def _answer(site: Site, run: SiteRun, body: Mapping[str, Any]) -> bytes:
+    envelope = Envelope(
+        Kind.ANSWER, run.run, run.state().round_number, run.plan_hash, site.name, to_json(dict(body))
+    )
+    return encode(envelope, site.identity)
+
+
+def _key_context(run: SiteRun, maker: str) -> bytes:
+    return b"veilfed.cohort-key.v1|" + run.run + run.plan_hash + maker.encode()
+
+
+def _table(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = body.get(key)
+    if not isinstance(value, Mapping):
+        raise ProtocolError(f"the order has no {key}")
+    return value

@@ -1,0 +1,96 @@
+"""One site on its own disk: settings, identity, roster, records and ledgers. Nothing here is ever sent.
+
+    DIR/site.toml      the administrator's settings       DIR/identity.key   Ed25519 private key
+    DIR/roster.json    who belongs to the consortium      DIR/ledgers/       one ledger per data set
+    DIR/runs/ID/       keys, model state and sealed updates of one run
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from client.datasets import Records, load_records, split
+from client.policy import SitePolicy
+from common.config import fill, load_table
+from common.dp.ledger import Ledger, PrivacyBudget
+from common.errors import ConfigError
+from common.federation import require
+from common.keystore import load_secret
+from common.randomness import Randomness
+from common.roster import Roster
+from common.signing import Identity
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """Where the records come from. `name` is the data set's name in the ledger.
+
+    loader: `package.module:function`, called as function(site, **options). holdout: share of records kept out
+    of training, chosen by `seed`.
+    """
+
+    name: str
+    loader: str
+    holdout: float = 0.0
+    seed: int = 0
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.holdout < 1, "data.holdout", self.holdout, "0 up to, not including, 1")
+
+
+@dataclass(frozen=True)
+class SiteSettings:
+    """site.toml. `insecure_randomness` above 0 fixes sampling and noise: tests only, and every report says so."""
+
+    name: str
+    data: SiteData
+    policy: SitePolicy
+    insecure_randomness: int = 0
+
+
+@dataclass(frozen=True)
+class Site:
+    directory: Path
+    settings: SiteSettings
+    identity: Identity
+    roster: Roster
+
+    @classmethod
+    def open(cls, directory: Path) -> "Site":
+        """Raises ConfigError naming the file that is missing or wrong."""
+        settings = fill(SiteSettings, load_table(directory / "site.toml"))
+        identity = Identity.from_private_bytes(load_secret(directory / "identity.key", None))
+        roster = Roster.read(directory / "roster.json")
+        if roster.public_key_of(settings.name) != identity.public:
+            raise ConfigError(f"{directory}: the roster lists another key for {settings.name}")
+        return cls(directory, settings, identity, roster)
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def training_records(self) -> Records:
+        return _records(self.directory, self.settings.name)[0]
+
+    @property
+    def held_out_records(self) -> Records:
+        return _records(self.directory, self.settings.name)[1]
+
+    def ledger(self) -> Ledger:
+        policy, name = self.settings.policy, self.settings.data.name
+        path = self.directory / "ledgers" / f"{name}.jsonl"
+        return Ledger.open(path, self.name, name, PrivacyBudget(policy.epsilon, policy.delta))
+
+    def randomness(self, *context: str | int) -> Randomness:
+        """A fresh stream from the operating system, unless this site's own settings fix it for a test."""
+        seed = self.settings.insecure_randomness
+        return Randomness.insecure(seed, self.name, *context) if seed else Randomness.from_os()
+
+
+@lru_cache(maxsize=256)
+def _records(directory: Path, name: str) -> tuple[Records, Records]:
+    data = fill(SiteSettings, load_table(directory / "site.toml")).data
+    return split(load_records(data.loader, name, data.options), data.holdout, data.seed)

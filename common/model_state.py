@@ -1,0 +1,80 @@
+"""The model between rounds: every site applies the same mean update and holds bit-identical numbers.
+
+Arithmetic is float64 on the CPU, then rounded to float32, so that two machines cannot drift apart in the
+last bits; the hash of the rounded model is what messages refer to.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from common.errors import InvalidUpdate, TrustError
+from common.federation import TrainingSettings
+from common.updates import Vector
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """After `round_number` closed rounds. All vectors: (num_parameters,) float32.
+
+    velocity: server momentum. tail_sum: sum of the models of the last `tail_count` rounds.
+    """
+
+    round_number: int
+    model: NDArray[np.float32]
+    velocity: NDArray[np.float32]
+    tail_sum: NDArray[np.float32]
+    tail_count: int = 0
+
+    @classmethod
+    def initial(cls, model: Vector) -> "ModelState":
+        zeros = np.zeros(model.size, np.float32)
+        return cls(0, model.astype(np.float32), zeros, zeros)
+
+    @property
+    def model_hash(self) -> bytes:
+        return hashlib.sha256(self.model.tobytes()).digest()
+
+    @property
+    def released(self) -> NDArray[np.float32]:
+        """The model to publish: the tail average when there is one, else the current model."""
+        return self.tail_sum / np.float32(self.tail_count) if self.tail_count else self.model
+
+    def to_bytes(self) -> bytes:
+        counters = np.array([self.round_number, self.tail_count], np.int64)
+        return save(
+            {"counters": counters, "model": self.model, "velocity": self.velocity, "tail_sum": self.tail_sum}
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "ModelState":
+        """Inverse of `to_bytes`. Raises TrustError for a damaged file."""
+        try:
+            arrays = load(data)
+            round_number, tail_count = (int(counter) for counter in arrays["counters"])
+            return cls(round_number, arrays["model"], arrays["velocity"], arrays["tail_sum"], tail_count)
+        except (SafetensorError, ValueError, KeyError):
+            raise TrustError("the stored model state is damaged") from None
+
+
+def advance(state: ModelState, mean_update: Vector, training: TrainingSettings, rounds: int) -> ModelState:
+    """The state after one more round.
+
+    mean_update: (num_parameters,) float64, the mean over the sites that were summed. With momentum m and
+    learning rate r: velocity = m * velocity + mean, model += r * velocity (Reddi et al. 2021, FedAvgM).
+    Raises InvalidUpdate on a wrong length or values that are not finite.
+    """
+    if mean_update.shape != state.model.shape:
+        raise InvalidUpdate(f"an update of {mean_update.size} values for a model of {state.model.size}")
+    velocity = training.server_momentum * state.velocity.astype(np.float64) + mean_update
+    model = (state.model + training.server_learning_rate * velocity).astype(np.float32)
+    if not np.isfinite(model).all():
+        raise InvalidUpdate("the updated model holds NaN or infinite values")
+    number = state.round_number + 1
+    in_tail = number > rounds - int(training.tail_average * rounds)
+    tail_sum = (state.tail_sum.astype(np.float64) + model).astype(np.float32) if in_tail else state.tail_sum
+    return ModelState(number, model, velocity.astype(np.float32), tail_sum, state.tail_count + in_tail)
