@@ -66,4 +66,4 @@ def _site_directory(context: Context) -> Path:
         return Path(str(directory))
     if sites := os.environ.get("VEILFED_SITES"):
         return sorted(path for path in Path(sites).iterdir() if path.is_dir())[int(config["partition-id"])]
-    raise ConfigError("this node has no site-directory", 'start it with --node-config \'site-directory="DIR"\'')
+    raise ConfigError("this node has no site-directory", "start it with --node-config 'site-directory=\"DIR\"'")

@@ -41,4 +41,6 @@ def consent(policy: SitePolicy, plan: Plan, cohort: Sequence[str], records: int)
         raise PrivacyError(f"delta {plan.privacy.delta:g} is 1 / number of records of this site or more")
     smallest = min(plan.federation.min_cohort, len(cohort))
     if smallest < policy.min_cohort:
-        raise CohortTooSmall(f"a sum of {smallest} sites could be opened, this site's policy asks for {policy.min_cohort}")
+        raise CohortTooSmall(
+            f"a sum of {smallest} sites could be opened, this site's policy asks for {policy.min_cohort}"
+        )

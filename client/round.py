@@ -72,7 +72,7 @@ def join(site: Site, order: Envelope) -> bytes:
 
 def make_key(site: Site, order: Envelope) -> bytes:
     """Order {joined: site -> signed join answer} -> answer with the cohort key wrapped for each of them."""
-    run = SiteRun.open(site.directory / "runs", order.run)
+    run = _joined(site, order)
     publics = _exchange_keys(site, run, _table(from_json(order.body), "joined"))
     key = run.cohort_key() if run.has_cohort_key else CohortKey.generate(run.scheme)
     wrapped = wrap(key, run.exchange_key, publics, _key_context(run, site.name))
@@ -83,7 +83,7 @@ def make_key(site: Site, order: Envelope) -> bytes:
 
 def install_key(site: Site, order: Envelope) -> bytes:
     """Order {maker's signed join answer and key answer} -> acknowledgement. A site that has a key keeps it."""
-    run = SiteRun.open(site.directory / "runs", order.run)
+    run = _joined(site, order)
     if not run.has_cohort_key:
         body = from_json(order.body)
         joined, made = (_signed_answer(site, run, body.get(part)) for part in ("joined", "made"))
@@ -106,7 +106,7 @@ def install_key(site: Site, order: Envelope) -> bytes:
 
 def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
     """records -> DP training -> charge -> clip, quantize -> encrypt -> seal -> on disk -> out."""
-    run = SiteRun.open(site.directory / "runs", order.run)
+    run = _joined(site, order)
     state, number = run.state(), order.round_number
     if kept := run.sealed_update(number):
         return SealedUpdate(kept, 0.0, 0.0, site.ledger().epsilon)
@@ -128,7 +128,7 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
 
 def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
     """The same round without encryption, for baselines: the coordinator holds the model and reads the update."""
-    run, number = SiteRun.open(site.directory / "runs", order.run), order.round_number
+    run, number = _joined(site, order), order.round_number
     if run.plan.encryption.preset != "none":
         raise ProtocolError("the plan encrypts updates; a readable one is never sent")
     if kept := run.sealed_update(number):
@@ -137,18 +137,14 @@ def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
     trained, epsilon = train_and_charge(site, run.plan, run.run, number, model)
     private = run.plan.privacy.mode != "none"
     update = clip(trained.update, run.plan.privacy.max_update_norm).values if private else trained.update
-    envelope = Envelope(
-        Kind.READABLE_UPDATE, run.run, number, run.plan_hash, site.name, update.astype("<f4").tobytes()
-    )
+    envelope = Envelope(Kind.READABLE_UPDATE, run.run, number, run.plan_hash, site.name, update.astype("<f4").tobytes())
     data = encode(envelope)
     if private:
         run.keep_sealed_update(number, data)
     return SealedUpdate(data, trained.seconds, 0.0, epsilon)
 
 
-def train_and_charge(
-    site: Site, plan: Plan, run: bytes, round_number: int, model: np.ndarray
-) -> tuple[Trained, float]:
+def train_and_charge(site: Site, plan: Plan, run: bytes, round_number: int, model: np.ndarray) -> tuple[Trained, float]:
     """One round of local training, paid for on disk before it is returned, and the ledger's epsilon after it.
 
     A round that is already in the ledger has been paid but never left this site (else its sealed update would
@@ -179,7 +175,7 @@ def train_and_charge(
 
 def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
     """Aggregate -> opened, applied -> answer {round, model hash}, and the seconds it took to open."""
-    run = SiteRun.open(site.directory / "runs", order.run)
+    run = _joined(site, order)
     state = run.state()
     seconds = 0.0
     if order.round_number == state.round_number + 1:
@@ -205,7 +201,7 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
 
 def release(site: Site, order: Envelope) -> bytes:
     """The model, signed, when the plan says that the coordinator may have it."""
-    run = SiteRun.open(site.directory / "runs", order.run)
+    run = _joined(site, order)
     state, plan = run.state(), run.plan.federation
     if plan.reveal == "never" or (plan.reveal == "final" and state.round_number != plan.rounds):
         raise ProtocolError(f"the plan does not reveal the model now (federation.reveal = {plan.reveal!r})")
@@ -222,6 +218,13 @@ def split_aggregate(body: bytes) -> tuple[list[str], bytes]:
     if not isinstance(sites, list) or not all(isinstance(name, str) for name in sites):
         raise ProtocolError("an aggregate names the sites that it sums")
     return sites, body[4 + length :]
+
+
+def _joined(site: Site, order: Envelope) -> SiteRun:
+    run = SiteRun.open(site.directory / "runs", order.run)
+    if order.plan != run.plan_hash:
+        raise TrustError("the order carries another plan than the one this site joined")
+    return run
 
 
 @lru_cache(maxsize=4)
@@ -256,9 +259,7 @@ def _signed_answer(site: Site, run: SiteRun, data: object) -> Envelope:
 
 
 def _answer(site: Site, run: SiteRun, body: Mapping[str, Any]) -> bytes:
-    envelope = Envelope(
-        Kind.ANSWER, run.run, run.state().round_number, run.plan_hash, site.name, to_json(dict(body))
-    )
+    envelope = Envelope(Kind.ANSWER, run.run, run.state().round_number, run.plan_hash, site.name, to_json(dict(body)))
     return encode(envelope, site.identity)
 
 

@@ -1,8 +1,8 @@
 """One site on its own disk: settings, identity, roster, records and ledgers. Nothing here is ever sent.
 
-    DIR/site.toml      the administrator's settings       DIR/identity.key   Ed25519 private key
-    DIR/roster.json    who belongs to the consortium      DIR/ledgers/       one ledger per data set
-    DIR/runs/ID/       keys, model state and sealed updates of one run
+DIR/site.toml      the administrator's settings       DIR/identity.key   Ed25519 private key
+DIR/roster.json    who belongs to the consortium      DIR/ledgers/       one ledger per data set
+DIR/runs/ID/       keys, model state and sealed updates of one run
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,140 @@
+"""The Flower ServerApp: gather the sites, hold the key ceremony, run the rounds, take the released model."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.config import to_table
+from common.errors import FederationError, ProtocolError, TrustError
+from common.he.scheme import choose_scheme
+from common.model_state import ModelState
+from common.models import build, parameters_of
+from common.roster import COORDINATOR
+from common.wire import Envelope, Kind, encode, to_json
+from server.links import Link, Links, Reply, outgoing
+from server.round import LeftOut, too_few
+from server.store import RunStore
+from server.strategy import ROUND_TIMEOUT_SECONDS, EncryptedRounds, OnRound, ReadableRounds, Rounds
+
+JOIN_TIMEOUT_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the run ended for the coordinator: traffic and refusals per site."""
+
+    links: tuple[Link, ...]
+
+
+def build_app(on_round: OnRound = lambda record: None, on_end: Any = lambda outcome: None) -> ServerApp:
+    """A ServerApp that reports each closed round to `on_round` and the end to `on_end`."""
+    built = ServerApp()
+
+    @built.main()
+    def main(grid: Grid, context: Context) -> None:
+        on_end(coordinate(grid, RunStore.open(Path(str(context.run_config["run-directory"]))), on_round))
+
+    return built
+
+
+def coordinate(grid: Grid, store: RunStore, on_round: OnRound) -> Outcome:
+    """The whole run, from wherever the store says it stopped."""
+    links = Links(grid, store.roster)
+    joined = _join(links, store)
+    rounds = _rounds(links, store, joined, on_round)
+    rest = store.plan.federation.rounds - rounds.closed
+    if rest > 0:
+        rounds.start(grid, ArrayRecord(), num_rounds=rest, timeout=ROUND_TIMEOUT_SECONDS)
+    _take_release(links, store, rounds)
+    return Outcome(tuple(links.by_site[site] for site in sorted(links.by_site)))
+
+
+def _join(links: Links, store: RunStore) -> dict[str, str]:
+    """Every site's signed join answer, hexadecimal. Raises when fewer than `min_cohort` sites join."""
+    wanted, settings = len(store.roster.sites), store.plan.federation
+    deadline = time.monotonic() + JOIN_TIMEOUT_SECONDS
+    while len(nodes := list(links.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+        time.sleep(0.2)
+    order = _order(store, {"plan": to_table(store.plan), "cohort": list(store.roster.sites)})
+    messages = [outgoing(node, "query.join", order, 0) for node in nodes]
+    joined, left_out = {}, []
+    for message in links.grid.send_and_receive(messages, timeout=JOIN_TIMEOUT_SECONDS):
+        try:
+            answer = links.add(message)
+        except FederationError as error:
+            answer = LeftOut.because(f"node {message.metadata.src_node_id}", error)
+        if isinstance(answer, LeftOut):
+            left_out.append(answer)
+        else:
+            joined[answer.sender] = message.content.array_records["veilfed"]["envelope"].data.hex()
+            links.by_site[answer.sender].bytes_down += len(order)
+    if len(joined) < settings.min_cohort:
+        raise too_few(0, len(joined), settings.min_cohort, tuple(left_out))
+    return joined
+
+
+def _rounds(links: Links, store: RunStore, joined: Mapping[str, str], on_round: OnRound) -> Rounds:
+    initial = ModelState.initial(parameters_of(build(store.plan.model)))
+    if store.plan.encryption.preset == "none":
+        state = store.state() or initial
+        store.fill_gap(state.round_number)
+        return ReadableRounds(store, links, state, on_round)
+    closed = len(store.rounds())
+    while store.has_aggregate(closed + 1):
+        closed += 1
+    store.fill_gap(closed)
+    _share_key(links, store, joined)
+    scheme = choose_scheme(store.plan.encryption.preset, len(store.roster.sites), initial.model.size)
+    return EncryptedRounds(store, links, closed, on_round, scheme, initial.model.size, initial.model_hash.hex())
+
+
+def _share_key(links: Links, store: RunStore, joined: Mapping[str, str]) -> None:
+    """One site makes the cohort's key, the coordinator relays it wrapped. A resumed run relays the same one."""
+    ceremony = store.ceremony()
+    if ceremony is None:
+        maker = min(joined)
+        made = links.exchange(
+            "query.make_key", {maker: _order(store, {"joined": dict(joined)})}, 0, JOIN_TIMEOUT_SECONDS
+        )
+        answer = made.get(maker)
+        if not isinstance(answer, Reply):
+            raise ProtocolError(f"{maker} was to make the cohort's key: {answer.message if answer else 'no answer'}")
+        ceremony = {"joined": joined[maker], "made": answer.data.hex()}
+        store.keep_ceremony(ceremony)
+    order = _order(store, ceremony)
+    answers = links.exchange("query.install_key", dict.fromkeys(joined, order), 0, JOIN_TIMEOUT_SECONDS)
+    failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
+    ready = len(answers) - len(failed)
+    if ready < store.plan.federation.min_cohort:
+        raise too_few(0, ready, store.plan.federation.min_cohort, failed)
+
+
+def _take_release(links: Links, store: RunStore, rounds: Rounds) -> None:
+    """The final model, when the plan reveals it: all sites that answer must have signed the same bytes."""
+    if isinstance(rounds, ReadableRounds):
+        store.keep_release(rounds.state.released)
+    elif store.plan.federation.reveal != "never":
+        ready = dict.fromkeys(links.at_round(rounds.closed), _order(store, {}))
+        answers = links.exchange("query.release", ready, rounds.closed, ROUND_TIMEOUT_SECONDS)
+        models = {
+            answer.envelope.body
+            for answer in answers.values()
+            if isinstance(answer, Reply) and answer.envelope.kind is Kind.RELEASE
+        }
+        if len(models) != 1:
+            raise TrustError(f"the sites released {len(models)} different models")
+        store.keep_release(np.frombuffer(models.pop(), "<f4"))
+
+
+def _order(store: RunStore, body: Mapping[str, Any]) -> bytes:
+    envelope = Envelope(Kind.ORDER, store.run, 0, store.plan_hash, COORDINATOR, to_json(dict(body)))
+    return encode(envelope, store.identity)
+
+
+app = build_app()

@@ -1,0 +1,109 @@
+"""The coordinator's side of the wire: which Flower node is which site, what was sent, what came back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from common.errors import FederationError, ProtocolError, TrustError
+from common.roster import Roster
+from common.wire import Envelope, decode, from_json
+from server.round import LeftOut, refusal_of
+
+
+@dataclass
+class Link:
+    """One site as the coordinator sees it. round_number, model_hash: what it said that it has applied."""
+
+    site: str
+    node: int
+    round_number: int
+    model_hash: str
+    bytes_up: int = 0
+    bytes_down: int = 0
+    refusals: list[LeftOut] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply whose envelope was read and whose signature holds."""
+
+    envelope: Envelope
+    data: bytes
+    metrics: Mapping[str, float]
+
+
+def outgoing(node: int, message_type: str, data: bytes, round_number: int) -> Message:
+    array = Array("uint8", (len(data),), "veilfed.envelope", data)
+    content = RecordDict({"veilfed": ArrayRecord({"envelope": array})})
+    return Message(content, dst_node_id=node, message_type=message_type, group_id=str(round_number))
+
+
+def incoming(message: Message, roster: Roster) -> Reply:
+    """Raises ProtocolError or TrustError for anything but a well-formed, signed envelope."""
+    if message.has_error():
+        raise ProtocolError(f"the site's worker failed: {message.error.reason}")
+    try:
+        data = message.content.array_records["veilfed"]["envelope"].data
+        metrics = {key: float(value) for key, value in message.content.metric_records.get("public", {}).items()}
+    except (KeyError, TypeError, ValueError):
+        raise ProtocolError("the reply holds no envelope") from None
+    return Reply(decode(data, roster.public_key_of), data, metrics)
+
+
+class Links:
+    """All sites that joined, by name and by node."""
+
+    def __init__(self, grid: Grid, roster: Roster) -> None:
+        self.grid, self.roster = grid, roster
+        self.by_site: dict[str, Link] = {}
+        self._by_node: dict[int, Link] = {}
+
+    def exchange(
+        self, message_type: str, orders: Mapping[str, bytes], round_number: int, timeout: float
+    ) -> dict[str, Reply | LeftOut]:
+        """Each named site's answer to its order, or why there is none that counts."""
+        messages = [self.send(site, message_type, data, round_number) for site, data in orders.items()]
+        answers: dict[str, Reply | LeftOut] = {}
+        for message in self.grid.send_and_receive(messages, timeout=timeout):
+            site, answer = self.read(message)
+            answers[site] = answer
+        return answers
+
+    def send(self, site: str, message_type: str, data: bytes, round_number: int) -> Message:
+        link = self.by_site[site]
+        link.bytes_down += len(data)
+        return outgoing(link.node, message_type, data, round_number)
+
+    def read(self, message: Message) -> tuple[str, Reply | LeftOut]:
+        """The site whose node answered, and its verified reply. Faults are the node's, not a claimed name's."""
+        link = self._by_node[message.metadata.src_node_id]
+        try:
+            reply = incoming(message, self.roster)
+            link.bytes_up += len(reply.data)
+            if reply.envelope.sender != link.site:
+                raise TrustError(f"the node of {link.site} answered in the name of {reply.envelope.sender}")
+            refused = refusal_of(reply.envelope)
+        except FederationError as error:
+            refused = LeftOut.because(link.site, error)
+        if refused:
+            link.refusals.append(refused)
+            return link.site, refused
+        return link.site, reply
+
+    def at_round(self, round_number: int) -> list[str]:
+        return sorted(link.site for link in self.by_site.values() if link.round_number == round_number)
+
+    def add(self, message: Message) -> Envelope | LeftOut:
+        """Learn from a join answer which site a node is. Raises FederationError when it is not to be trusted."""
+        reply = incoming(message, self.roster)
+        site, node = reply.envelope.sender, message.metadata.src_node_id
+        if site in self.by_site:
+            raise TrustError(f"two nodes say that they are {site}")
+        if refused := refusal_of(reply.envelope):
+            return refused
+        model_hash = str(from_json(reply.envelope.body).get("model_hash"))
+        link = Link(site, node, reply.envelope.round_number, model_hash, bytes_up=len(reply.data))
+        self.by_site[site] = self._by_node[node] = link
+        return reply.envelope

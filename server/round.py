@@ -1,0 +1,93 @@
+"""The states of a round, without I/O: Collecting, then Closed, or an error that says who failed and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from common.errors import CohortTooSmall, FederationError, ProtocolError, UnexpectedSender, WireError, WrongRound
+from common.wire import Envelope, Kind, from_json
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """One site whose answer does not count in this round. `code` is an error's name, or `Silent`."""
+
+    site: str
+    code: str
+    message: str
+    exit_code: int = ProtocolError.exit_code
+
+    @classmethod
+    def because(cls, site: str, error: FederationError) -> "LeftOut":
+        return cls(site, error.code, error.message, error.exit_code)
+
+
+@dataclass(frozen=True)
+class Closed:
+    """Enough valid updates are in: site -> body of its update, and the sites that did not count."""
+
+    round_number: int
+    received: Mapping[str, bytes]
+    left_out: tuple[LeftOut, ...]
+
+
+@dataclass(frozen=True)
+class Collecting:
+    """A round that is open. `update` is the kind of envelope an update of this run travels in."""
+
+    run: bytes
+    plan: bytes
+    round_number: int
+    cohort: frozenset[str]
+    min_cohort: int
+    update: Kind
+    received: Mapping[str, bytes] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+
+    def receive(self, envelope: Envelope) -> "Collecting":
+        """With one more update. Raises when it is late, replayed, doubled, or from nobody we asked."""
+        site = envelope.sender
+        if site not in self.cohort:
+            raise UnexpectedSender(f"{site} was not asked in round {self.round_number}")
+        if site in self.received or any(left.site == site for left in self.left_out):
+            raise UnexpectedSender(f"{site} has answered round {self.round_number} already")
+        if envelope.run != self.run or envelope.plan != self.plan:
+            raise WrongRound(f"{site} answered for another run or plan")
+        if envelope.round_number != self.round_number:
+            raise WrongRound(f"{site} answered round {envelope.round_number}, now collecting {self.round_number}")
+        if envelope.kind != self.update:
+            raise WireError(f"{site} sent {envelope.kind.name} instead of {self.update.name}")
+        return replace(self, received={**self.received, site: envelope.body})
+
+    def leave_out(self, left: LeftOut) -> "Collecting":
+        """Without that site; what it had sent in this round, if anything, is dropped too."""
+        received = {site: body for site, body in self.received.items() if site != left.site}
+        return replace(self, received=received, left_out=(*self.left_out, left))
+
+    def close(self) -> Closed:
+        """Every site that did not answer is left out as silent. Raises when too few are in: see `too_few`."""
+        known = {*self.received, *(left.site for left in self.left_out)}
+        silent = tuple(LeftOut(site, "Silent", "no answer in time") for site in sorted(self.cohort - known))
+        left_out = (*self.left_out, *silent)
+        if len(self.received) < self.min_cohort:
+            raise too_few(self.round_number, len(self.received), self.min_cohort, left_out)
+        return Closed(self.round_number, dict(sorted(self.received.items())), left_out)
+
+
+def too_few(round_number: int, present: int, required: int, left_out: tuple[LeftOut, ...]) -> FederationError:
+    """A privacy error when sites refused for privacy's sake (exit 3), else a protocol error (exit 4)."""
+    reasons = "; ".join(f"{left.site}: {left.code}, {left.message}" for left in left_out)
+    message = f"round {round_number} stopped: {present} of at least {required} sites could be used ({reasons})"
+    refused = any(left.exit_code == CohortTooSmall.exit_code for left in left_out)
+    hint = "nothing is lost: mend what the sites name, then go on with --resume"
+    return CohortTooSmall(message, hint) if refused else ProtocolError(message, hint)
+
+
+def refusal_of(envelope: Envelope) -> LeftOut | None:
+    """What a site's refusal says, or None when the envelope is something else."""
+    if envelope.kind != Kind.REFUSAL:
+        return None
+    body = from_json(envelope.body)
+    code, message, exit_code = body.get("code"), body.get("message"), body.get("exit_code")
+    if not (isinstance(code, str) and isinstance(message, str) and isinstance(exit_code, int)):
+        raise WireError(f"{envelope.sender} sent a refusal without a reason")
+    return LeftOut(envelope.sender, code, message, exit_code)

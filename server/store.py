@@ -1,0 +1,107 @@
+"""What the coordinator keeps of one run: enough to go on after a crash, nothing that opens an update.
+
+DIR/plan.json          plan, run id        DIR/identity.key   the coordinator's Ed25519 key
+DIR/roster.json        names and keys      DIR/ceremony.json  signed answers of the key ceremony
+DIR/rounds.jsonl       one entry per closed round, hash-chained
+DIR/aggregates/N       the sum of round N, as every site received it
+DIR/model              model state (readable runs), DIR/released.safetensors  the model the sites released
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from common.append_log import AppendLog
+from common.config import fill, to_table
+from common.errors import ConfigError
+from common.federation import Plan
+from common.files import write_atomically
+from common.keystore import load_secret
+from common.model_state import ModelState
+from common.roster import Roster
+from common.signing import Identity
+from common.wire import from_hex, from_json, plan_hash, to_json
+
+
+@dataclass(frozen=True)
+class RunStore:
+    directory: Path
+    run: bytes
+    plan: Plan
+    roster: Roster
+    identity: Identity
+
+    @classmethod
+    def create(cls, directory: Path, plan: Plan) -> "RunStore":
+        """A new run in a directory that holds the coordinator's identity and roster already."""
+        run = os.urandom(16)
+        (directory / "aggregates").mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / "plan.json", to_json({"run": run.hex(), "plan": to_table(plan)}))
+        return cls.open(directory)
+
+    @classmethod
+    def open(cls, directory: Path) -> "RunStore":
+        """Raises ConfigError when there is no run in that directory."""
+        try:
+            stored = from_json((directory / "plan.json").read_bytes())
+        except OSError:
+            raise ConfigError(f"{directory} holds no run", "give the --out directory of an earlier run") from None
+        for leftover in [*directory.glob(".*.part"), *(directory / "aggregates").glob(".*.part")]:
+            leftover.unlink()
+        identity = Identity.from_private_bytes(load_secret(directory / "identity.key", None))
+        roster = Roster.read(directory / "roster.json")
+        return cls(directory, from_hex(stored.get("run")), fill(Plan, stored["plan"]), roster, identity)
+
+    @property
+    def plan_hash(self) -> bytes:
+        return plan_hash(self.plan)
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The records of the rounds that are closed, oldest first."""
+        return [dict(entry.record) for entry in self._log().entries()]
+
+    def record_round(self, record: Mapping[str, Any]) -> None:
+        self._log().append(record)
+
+    def fill_gap(self, closed: int) -> None:
+        """Record the rounds whose result is on disk but whose record a crash prevented; their times are unknown."""
+        for number in range(len(self.rounds()) + 1, closed + 1):
+            self.record_round({"round": number, "seconds": 0.0, "sites": [], "left_out": [], "epsilon": {}})
+
+    def aggregate(self, round_number: int) -> bytes:
+        return self._aggregate(round_number).read_bytes()
+
+    def has_aggregate(self, round_number: int) -> bool:
+        return self._aggregate(round_number).exists()
+
+    def keep_aggregate(self, round_number: int, envelope: bytes) -> None:
+        write_atomically(self._aggregate(round_number), envelope)
+
+    def ceremony(self) -> dict[str, Any] | None:
+        path = self.directory / "ceremony.json"
+        return from_json(path.read_bytes()) if path.exists() else None
+
+    def keep_ceremony(self, answers: Mapping[str, str]) -> None:
+        write_atomically(self.directory / "ceremony.json", to_json(dict(answers)))
+
+    def state(self) -> ModelState | None:
+        path = self.directory / "model"
+        return ModelState.from_bytes(path.read_bytes()) if path.exists() else None
+
+    def keep_state(self, state: ModelState) -> None:
+        write_atomically(self.directory / "model", state.to_bytes())
+
+    def keep_release(self, model: NDArray[np.float32]) -> None:
+        write_atomically(self.directory / "released.safetensors", save({"model": model}), mode=0o644)
+
+    def _aggregate(self, round_number: int) -> Path:
+        return self.directory / "aggregates" / f"{round_number:06d}"
+
+    def _log(self) -> AppendLog:
+        return AppendLog(self.directory / "rounds.jsonl")
