@@ -165,7 +165,7 @@ def _extracted(images: list[Path], features: Features) -> NDArray[np.float16]:
     cached = cache_directory() / "features" / f"{features}-{extractors.VERSION}-{content}.npy"
     try:
         return np.load(cached, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):  # not there yet, or not a whole file
+    except (OSError, EOFError, ValueError):  # not there yet, or not a whole file
         extracted = getattr(extractors, features)(_read_images(images)).astype(np.float16)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
