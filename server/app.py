@@ -1,7 +1,8 @@
 """The Flower ServerApp: gather the sites, hold the key ceremony, run the rounds, take the released model."""
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +24,29 @@ from server.store import RunStore
 from server.strategy import ROUND_TIMEOUT_SECONDS, EncryptedRounds, OnRound, ReadableRounds, Rounds
 
 JOIN_TIMEOUT_SECONDS = 300.0
+OnEnd = Callable[["Outcome"], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the run ended for the coordinator: traffic and refusals per site."""
+    """How the run ended for the coordinator: traffic and refusals per site, and the error that stopped it."""
 
-    links: tuple[Link, ...]
+    links: tuple[Link, ...] = ()
+    error: FederationError | None = None
 
 
-def build_app(on_round: OnRound = lambda record: None, on_end: Any = lambda outcome: None) -> ServerApp:
+def build_app(on_round: OnRound = lambda record: None, on_end: OnEnd = lambda outcome: None) -> ServerApp:
     """A ServerApp that reports each closed round to `on_round` and the end to `on_end`."""
     built = ServerApp()
 
     @built.main()
     def main(grid: Grid, context: Context) -> None:
-        on_end(coordinate(grid, RunStore.open(Path(str(context.run_config["run-directory"]))), on_round))
+        directory = context.run_config.get("run-directory") or os.environ.get("VEILFED_RUN", "")
+        try:
+            on_end(coordinate(grid, RunStore.open(Path(str(directory))), on_round))
+        except FederationError as error:
+            on_end(Outcome(error=error))
+            raise
 
     return built
 

@@ -38,25 +38,24 @@ class RunStore:
     identity: Identity
 
     @classmethod
-    def create(cls, directory: Path, plan: Plan) -> "RunStore":
-        """A new run in a directory that holds the coordinator's identity and roster already."""
-        run = os.urandom(16)
-        (directory / "aggregates").mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / "plan.json", to_json({"run": run.hex(), "plan": to_table(plan)}))
+    def create(cls, coordinator: Path, plan: Plan) -> "RunStore":
+        """A new run below a directory that holds the coordinator's identity and roster already."""
+        directory = coordinator / os.urandom(16).hex()
+        (directory / "aggregates").mkdir(parents=True)
+        write_atomically(directory / "plan.json", to_json(to_table(plan)))
         return cls.open(directory)
 
     @classmethod
     def open(cls, directory: Path) -> "RunStore":
         """Raises ConfigError when there is no run in that directory."""
         try:
-            stored = from_json((directory / "plan.json").read_bytes())
+            plan = fill(Plan, from_json((directory / "plan.json").read_bytes()))
         except OSError:
-            raise ConfigError(f"{directory} holds no run", "give the --out directory of an earlier run") from None
+            raise ConfigError(f"{directory} holds no run", "give the directory of an earlier run") from None
         for leftover in [*directory.glob(".*.part"), *(directory / "aggregates").glob(".*.part")]:
             leftover.unlink()
-        identity = Identity.from_private_bytes(load_secret(directory / "identity.key", None))
-        roster = Roster.read(directory / "roster.json")
-        return cls(directory, from_hex(stored.get("run")), fill(Plan, stored["plan"]), roster, identity)
+        identity = Identity.from_private_bytes(load_secret(directory.parent / "identity.key", None))
+        return cls(directory, from_hex(directory.name), plan, Roster.read(directory.parent / "roster.json"), identity)
 
     @property
     def plan_hash(self) -> bytes:

@@ -1,0 +1,49 @@
+"""What the same records give without the federation: all sites together in the clear, and each site on its own.
+
+Straight loops over the same training code. They play no protocol and charge no ledger; a report shows them as
+what a simulation may know and a real consortium would not.
+"""
+
+from dataclasses import replace
+
+from client.datasets import Records
+from client.train import train
+from common.federation import Plan
+from common.model_state import ModelState, advance
+from common.models import build, load_parameters, parameters_of
+from common.randomness import Randomness
+from common.updates import clip
+from server.aggregate_clear import mean
+
+
+def non_private(plan: Plan, sites: list[Records]) -> ModelState:
+    """The federation's model had every site sent its update without clipping, noise or encryption."""
+    return _rounds(replace(plan, privacy=replace(plan.privacy, mode="none")), sites)
+
+
+def alone(plan: Plan, site: Records) -> ModelState:
+    """One site's model, trained alone with the same steps, the same noise and so the same budget."""
+    return _rounds(plan, [site])
+
+
+def _rounds(plan: Plan, sites: list[Records]) -> ModelState:
+    network = build(plan.model)
+    state = ModelState.initial(parameters_of(network))
+    private = plan.privacy.mode != "none"
+    for _ in range(plan.federation.rounds):
+        updates = []
+        for records in sites:
+            load_parameters(network, state.model)
+            trained = train(
+                network,
+                records.features,
+                records.labels,
+                plan.training,
+                plan.privacy,
+                plan.privacy.noise_multiplier,
+                Randomness.from_os(),
+            )
+            update = clip(trained.update, plan.privacy.max_update_norm).values if private else trained.update
+            updates.append(update.astype("float32"))
+        state = advance(state, mean(updates), plan.training, plan.federation.rounds)
+    return state

@@ -1,0 +1,189 @@
+"""The main job: play every party, watch the rounds, evaluate on held-out records, write the report."""
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.datasets import Records
+from client.runs import SiteRun
+from client.site import Site
+from common.config import to_table
+from common.dp.accounting import NEIGHBOURING
+from common.evaluators.utility import evaluate
+from common.he.scheme import choose_scheme
+from common.model_state import ModelState
+from common.models import build, load_parameters, parameters_of, predict
+from common.wire import header_bytes
+from scenarios import baselines
+from scenarios.engines import run_local, run_ray
+from scenarios.grid import Delivery, as_it_is
+from scenarios.simulation import Workplace
+from server.report import write_report
+from server.store import RunStore
+
+Engine = Literal["local", "ray"]
+Metrics = dict[str, dict[str, float]]
+_PACKAGES = ("veilfed", "flwr", "torch", "tenseal", "dp-accounting", "opacus", "cryptography", "numpy")
+
+
+def simulate(
+    workplace: Workplace,
+    engine: Engine = "local",
+    on_round: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    deliver: Delivery = as_it_is,
+) -> dict[str, Any]:
+    """Play the run to its end, or from where it stopped, and return the report that was written.
+
+    on_round: called after each round with its record and the metrics of the model so far.
+    """
+    observer = Observer(workplace)
+
+    def closed(record: Mapping[str, Any]) -> None:
+        observed = {**record, "metrics": observer.metrics()}
+        rounds[record["round"]] = observed
+        on_round(observed)
+
+    rounds: dict[int, Mapping[str, Any]] = {}
+    sites = list(workplace.sites)
+    if engine == "ray":
+        traffic = run_ray(workplace.run, sites, closed)
+    else:
+        traffic = run_local(workplace.run, sites, closed, deliver)
+    return _report(workplace, engine, observer, rounds, traffic)
+
+
+class Observer:
+    """Reads the model from the parties' disks and evaluates it: a simulation may, a coordinator could not."""
+
+    def __init__(self, workplace: Workplace) -> None:
+        self.workplace = workplace
+        self.sites = [Site.open(place) for place in workplace.sites]
+        self.plan = RunStore.open(workplace.run).plan
+        self.network = build(self.plan.model)
+        self.held_out = {site.name: site.held_out_records for site in self.sites}
+        self.pooled = _pool(list(self.held_out.values()))
+
+    def state(self) -> ModelState:
+        """The model as it stands: at a site when it travels encrypted, else at the coordinator."""
+        store = RunStore.open(self.workplace.run)
+        if self.plan.encryption.preset == "none":
+            return store.state() or ModelState.initial(parameters_of(build(self.plan.model)))
+        states = [SiteRun.open(site.directory / "runs", store.run).state() for site in self.sites]
+        return max(states, key=lambda state: state.round_number)
+
+    def metrics(self) -> Metrics:
+        return self.score(self.state(), self.pooled)
+
+    def score(self, state: ModelState, records: Records) -> Metrics:
+        """Metrics with 95 % intervals; none at all where nothing is held out."""
+        if not len(records):
+            return {}
+        load_parameters(self.network, state.released)
+        estimates = evaluate(predict(self.network, records.features), records.labels)
+        return {name: asdict(estimate) for name, estimate in estimates.items()}
+
+
+def _report(
+    workplace: Workplace,
+    engine: Engine,
+    observer: Observer,
+    rounds: Mapping[int, Mapping[str, Any]],
+    traffic: list[dict[str, Any]],
+) -> dict[str, Any]:
+    store, plan, simulation = RunStore.open(workplace.run), observer.plan, workplace.simulation
+    state = observer.state()
+    records = [dict(rounds.get(record["round"], record)) for record in store.rounds()]
+    report: dict[str, Any] = {
+        "outcome": "done",
+        "report": str(workplace.out / "report.html"),
+        "run": store.run.hex(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "engine": engine,
+        "insecure": _insecure(workplace),
+        "config": to_table(simulation),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "rounds": records,
+        "final": observer.score(state, observer.pooled),
+        "final_by_site": {name: observer.score(state, part) for name, part in observer.held_out.items() if len(part)},
+        "sites": [_site_row(observer, site, traffic) for site in observer.sites],
+        "wire": _wire(observer, state.model.size, store),
+        "privacy": {
+            "mode": plan.privacy.mode,
+            "unit": "record",
+            "neighbouring": NEIGHBOURING,
+            "adversary": "sees every released update of the site",
+            "sampling": plan.training.sampling,
+            "epsilon": plan.privacy.epsilon,
+            "delta": plan.privacy.delta,
+        },
+    }
+    if simulation.simulation.baselines:
+        report["baselines"] = _baselines(observer)
+    write_report(workplace.out, report)
+    return report
+
+
+def _baselines(observer: Observer) -> dict[str, Any]:
+    training = {site.name: site.training_records for site in observer.sites}
+    pooled, plan = observer.pooled, observer.plan
+    return {
+        "non_private": observer.score(baselines.non_private(plan, list(training.values())), pooled),
+        "alone": {name: observer.score(baselines.alone(plan, part), pooled) for name, part in training.items()},
+    }
+
+
+def _site_row(observer: Observer, site: Site, traffic: list[dict[str, Any]]) -> dict[str, Any]:
+    link = next((link for link in traffic if link["site"] == site.name), None)
+    ledger = site.ledger() if observer.plan.privacy.mode != "none" else None
+    return {
+        "site": site.name,
+        "epsilon": ledger.epsilon if ledger else None,
+        "delta": site.settings.policy.delta if ledger else None,
+        "bytes_up": link["bytes_up"] if link else 0,
+        "bytes_down": link["bytes_down"] if link else 0,
+        "refusals": [{"reason": left["code"], "message": left["message"]} for left in link["refusals"]] if link else [],
+        "records": None,
+        "noise_multiplier": observer.plan.privacy.noise_multiplier if ledger else None,
+        "ledger_head": ledger.head.hex() if ledger else None,
+    }
+
+
+def _wire(observer: Observer, parameters: int, store: RunStore) -> dict[str, Any]:
+    """Measured on the bytes of the last update that a site really sent."""
+    plan, site = observer.plan, observer.sites[0]
+    head = header_bytes(site.name)
+    if plan.encryption.preset == "none":
+        sent, scheme = head + 4 * parameters, None
+    else:
+        run = SiteRun.open(site.directory / "runs", store.run)
+        sealed = run.sealed_update(run.state().round_number)
+        sent, scheme = len(sealed or b""), choose_scheme(plan.encryption.preset, len(observer.sites), parameters)
+    return {
+        "parameters": parameters,
+        "bytes_per_update": sent,
+        "bytes_up_per_parameter": sent / parameters,
+        "header_bytes": head,
+        "scheme": None if scheme is None else {**asdict(scheme), "security_bits": scheme.security_bits},
+    }
+
+
+def _insecure(workplace: Workplace) -> list[str]:
+    simulation, reasons = workplace.simulation, []
+    if simulation.simulation.insecure_randomness:
+        reasons.append("noise and sampling were fixed by a test-only switch: anyone can subtract the noise")
+    if simulation.encryption.preset == "none":
+        reasons.append("updates travelled readable and unsigned: the coordinator saw every site's update")
+    if simulation.privacy.mode == "none":
+        reasons.append("no differential privacy: updates and model may reveal training records")
+    return reasons
+
+
+def _pool(parts: list[Records]) -> Records:
+    features: NDArray[np.float32] = np.concatenate([part.features for part in parts])
+    return Records(features, np.concatenate([part.labels for part in parts]))

@@ -1,0 +1,149 @@
+"""A simulation: its settings, and the directories of every party set up on one machine.
+
+OUT/simulation.json    the settings          OUT/coordinator/RUN/   what the coordinator keeps
+OUT/sites/NAME/        one site's own disk   OUT/report.html, OUT/report.json
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from client.policy import SitePolicy
+from client.site import Site, SiteData, SiteSettings
+from common.config import fill, to_table
+from common.dp.accounting import calibrate_noise
+from common.errors import ConfigError
+from common.federation import Plan, require
+from common.files import write_atomically
+from common.keystore import load_secret, save_secret
+from common.roster import COORDINATOR, Roster
+from common.signing import Identity
+from common.wire import from_json, to_json
+from scenarios.data import DataSettings, public_shape, site_loader, site_names
+from server.store import RunStore
+
+
+@dataclass(frozen=True)
+class SimulationSettings:
+    """baselines: also train each site alone under the same budget, and all together without privacy.
+
+    site_epsilon: cap of every simulated site's ledger, over all runs in the same directory (0: the epsilon of
+    this run). insecure_randomness above 0 fixes sampling and noise; tests only, the report says so.
+    """
+
+    baselines: bool = True
+    site_epsilon: float = 0.0
+    insecure_randomness: int = 0
+
+    def __post_init__(self) -> None:
+        require(0 <= self.site_epsilon < float("inf"), "simulation.site_epsilon", self.site_epsilon, "0 or more")
+        require(self.insecure_randomness >= 0, "simulation.insecure_randomness", self.insecure_randomness, "0 or more")
+
+
+@dataclass(frozen=True)
+class Simulation(Plan):
+    """A federation file as `veilfed simulate` reads it: the plan, the data and how to simulate."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    simulation: SimulationSettings = field(default_factory=SimulationSettings)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sites = len(site_names(self.data))
+        require(sites >= 2, "data.sites", sites, "2 or more: one site alone is not a federation")
+        require(
+            self.federation.min_cohort <= sites, "federation.min_cohort", self.federation.min_cohort, f"2 to {sites}"
+        )
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.federation, self.model, self.training, self.privacy, self.encryption)
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A simulation that has been set up: the coordinator's run and the sites' directories."""
+
+    out: Path
+    simulation: Simulation
+    run: Path
+    sites: tuple[Path, ...]
+
+
+def set_up(simulation: Simulation, out: Path) -> Workplace:
+    """Every party's directory, then a new run. Sites that are there already keep identity and ledger.
+
+    Raises ConfigError when the plan does not fit the data, before anything of the run is written.
+    """
+    sites = tuple(out / "sites" / name for name in site_names(simulation.data))
+    identities = {place.name: _identity(place) for place in sites}
+    coordinator = _identity(out / "coordinator")
+    keys = {name: identity.public for name, identity in identities.items()} | {COORDINATOR: coordinator.public}
+    for place in (*sites, out / "coordinator"):
+        write_atomically(place / "roster.json", Roster(keys).to_bytes())
+    for place in sites:
+        write_atomically(place / "site.toml", tomli_w.dumps(to_table(_site_settings(simulation, place.name))).encode())
+    store = RunStore.create(out / "coordinator", _fitted(simulation, [Site.open(place) for place in sites]))
+    settings = to_table(replace(simulation, model=store.plan.model, privacy=store.plan.privacy))
+    write_atomically(out / "simulation.json", to_json({"run": store.run.hex(), "simulation": settings}))
+    return Workplace(out, fill(Simulation, settings), store.directory, sites)
+
+
+def reopen(out: Path) -> Workplace:
+    """The workplace of an earlier simulation. Raises ConfigError when there is none."""
+    try:
+        stored: Mapping[str, Any] = from_json((out / "simulation.json").read_bytes())
+    except OSError:
+        raise ConfigError(
+            f"{out} holds no simulation to resume", "give the --out directory of an earlier one"
+        ) from None
+    simulation = fill(Simulation, stored["simulation"])
+    sites = tuple(out / "sites" / name for name in site_names(simulation.data))
+    return Workplace(out, simulation, out / "coordinator" / stored["run"], sites)
+
+
+def _identity(place: Path) -> Identity:
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = place / "identity.key"
+    if not path.exists():
+        save_secret(path, Identity.generate().private_bytes(), None)
+    return Identity.from_private_bytes(load_secret(path, None))
+
+
+def _site_settings(simulation: Simulation, name: str) -> SiteSettings:
+    loader, options = site_loader(simulation.data, name)
+    data, privacy = simulation.data, simulation.privacy
+    return SiteSettings(
+        name,
+        SiteData(data.loader.replace(":", "."), loader, data.holdout, data.seed, options),
+        SitePolicy(
+            simulation.simulation.site_epsilon or privacy.epsilon,
+            privacy.delta,
+            require_encryption=simulation.encryption.preset != "none",
+            require_privacy=privacy.mode != "none",
+        ),
+        simulation.simulation.insecure_randomness,
+    )
+
+
+def _fitted(simulation: Simulation, sites: list[Site]) -> Plan:
+    """The plan with the data's shape and the calibrated noise filled in."""
+    records = [site.training_records for site in sites]
+    inputs, classes = public_shape(simulation.data)
+    model = replace(
+        simulation.model,
+        inputs=simulation.model.inputs or inputs or tuple(records[0].features.shape[1:]),
+        classes=simulation.model.classes or classes or 1 + max(int(part.labels.max(initial=1)) for part in records),
+    )
+    privacy = simulation.privacy
+    if privacy.mode != "none":
+        smallest = min(len(part) for part in records)
+        require(privacy.delta * smallest < 1, "privacy.delta", privacy.delta, f"below 1/{smallest}, the smallest site")
+        if not privacy.noise_multiplier:
+            steps = simulation.federation.rounds * simulation.training.local_steps
+            noise = calibrate_noise(privacy.epsilon, privacy.delta, simulation.training.sample_rate, steps)
+            privacy = replace(privacy, noise_multiplier=noise)
+    return replace(simulation.plan, model=model, privacy=privacy)
