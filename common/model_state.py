@@ -46,9 +46,7 @@ class ModelState:
 
     def to_bytes(self) -> bytes:
         counters = np.array([self.round_number, self.tail_count], np.int64)
-        return save(
-            {"counters": counters, "model": self.model, "velocity": self.velocity, "tail_sum": self.tail_sum}
-        )
+        return save({"counters": counters, "model": self.model, "velocity": self.velocity, "tail_sum": self.tail_sum})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ModelState":

@@ -1,0 +1,282 @@
+"""The `veilfed` command. Results go to standard output, progress to standard error, truth to the exit code."""
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+from common.errors import ConfigError, FederationError
+
+Command = Callable[[argparse.Namespace], Mapping[str, Any]]
+_SHIPPED = Path(__file__).parent
+
+_EXAMPLES = """examples:
+  veilfed simulate                                     four hospitals, epsilon 3, encrypted (the demo)
+  veilfed simulate --set privacy.epsilon=1 --out runs/strict
+  veilfed simulate mnist --set data.directory=DIR      a shipped federation file by its name
+  veilfed simulate my.toml --engine ray --json         Flower's simulation runtime, JSON for machines
+  veilfed simulate --resume runs/strict                go on where a stopped run stopped
+"""
+_EXIT_CODES = "exit codes: 0 done, 1 a bug of ours, 2 configuration, 3 privacy refusal, 4 protocol or trust"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is the truth about it."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in arguments
+    try:
+        chosen = _parser().parse_args(arguments)
+        result = chosen.command(chosen)
+    except FederationError as error:
+        return _failed(error, as_json)
+    except KeyboardInterrupt:
+        return _failed(FederationError("stopped by the keyboard", "go on with --resume"), as_json)
+    except Exception as error:
+        traceback.print_exc()
+        return _failed(FederationError(f"a bug of ours: {type(error).__name__}: {error}", "please report it"), as_json)
+    print(json.dumps(result) if as_json else chosen.show(result))
+    return 0
+
+
+def _failed(error: FederationError, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": {"code": error.code, "message": error.message, "hint": error.hint}}))
+    print(f"veilfed: {error.message}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+    return error.exit_code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, f"see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="veilfed", description="Private federated learning: simulate, inspect, measure.", epilog=_EXIT_CODES
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+
+    run = _command(
+        commands, "simulate", _simulate, _show_simulation, "play a whole federation on this machine", _EXAMPLES
+    )
+    run.add_argument(
+        "federation",
+        nargs="?",
+        default="heart",
+        metavar="FEDERATION.toml",
+        help=f"a file, or one of: {', '.join(_shipped())} (default: heart)",
+    )
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change any key, e.g. privacy.epsilon=1",
+    )
+    run.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="in this process, or Flower's simulation runtime"
+    )
+    run.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where parties and report live (default: runs/NAME-TIME); sites that are there keep their ledgers",
+    )
+    run.add_argument("--resume", type=Path, metavar="DIR", help="finish the simulation that was stopped in DIR")
+
+    data = commands.add_parser("data", help="public data sets").add_subparsers(
+        required=True, metavar="COMMAND", parser_class=_Parser
+    )
+    fetch = _command(
+        data,
+        "fetch",
+        _fetch,
+        lambda result: result["path"],
+        "get a public data set and check its SHA-256",
+        "example: veilfed data fetch mnist",
+    )
+    fetch.add_argument("name", choices=("mnist", "adult"))
+    fetch.add_argument("--directory", type=Path, help="take it from here, or put it here")
+
+    site = commands.add_parser("site", help="what one site knows of itself").add_subparsers(
+        required=True, metavar="COMMAND", parser_class=_Parser
+    )
+    ledger = _command(
+        site,
+        "ledger",
+        _ledger,
+        _show_ledger,
+        "the privacy ledgers of a site",
+        "example: veilfed site ledger show runs/heart/sites/cleveland",
+    )
+    ledger.add_argument(
+        "action",
+        nargs="?",
+        default="show",
+        metavar="show",
+        help="show (the default): verify the chain and print what was spent",
+    )
+    ledger.add_argument("directory", type=Path, nargs="?", metavar="DIR", help="the site's directory")
+
+    bench = commands.add_parser("bench", help="measurements beside peers, in one run").add_subparsers(
+        required=True, metavar="WHAT", parser_class=_Parser
+    )
+    he = _command(
+        bench,
+        "he",
+        _bench_he,
+        _show_rows,
+        "encrypt, sum and open against TenSEAL's CKKS",
+        "example: veilfed bench he --params 1000000 --sites 8",
+    )
+    he.add_argument("--params", type=_positive, default=1_000_000)
+    he.add_argument("--sites", type=_positive, default=8)
+    dp = _command(
+        bench,
+        "dp",
+        _bench_dp,
+        _show_rows,
+        "a DP-SGD step against Opacus and plain SGD",
+        "example: veilfed bench dp --device cpu",
+    )
+    dp.add_argument("--device", default="cpu")
+    _command(
+        bench,
+        "simulate",
+        _bench_simulate,
+        _show_rows,
+        "a round against a bare loop and Flower on Ray",
+        "example: veilfed bench simulate",
+    )
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Command, show: Callable[[Any], str], about: str, epilog: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=about, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.set_defaults(command=run, show=show)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _shipped() -> list[str]:
+    return sorted(path.stem for path in _SHIPPED.glob("*.toml"))
+
+
+def _simulate(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from rich.console import Console
+
+    from common.config import fill, load_table, override
+    from scenarios.progress import Progress
+    from scenarios.simulate import simulate
+    from scenarios.simulation import Simulation, reopen, set_up
+
+    if chosen.resume:
+        if chosen.overrides or chosen.out:
+            raise ConfigError("--resume takes the settings of the run it resumes", "leave out --set and --out")
+        workplace = reopen(chosen.resume)
+    else:
+        path = Path(chosen.federation)
+        if not path.exists() and chosen.federation in _shipped():
+            path = _SHIPPED / f"{chosen.federation}.toml"
+        settings = fill(Simulation, override(load_table(path), chosen.overrides))
+        out = chosen.out or Path("runs") / f"{settings.federation.name}-{datetime.now():%Y%m%d-%H%M%S}"
+        workplace = set_up(settings, out)
+    console = Console(stderr=True)
+    with Progress(console, workplace.simulation.federation.rounds).shown() as progress:
+        return simulate(workplace, chosen.engine, progress)
+
+
+def _show_simulation(report: Mapping[str, Any]) -> str:
+    lines = [
+        f"{name:<10} {value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]  on held-out records of all sites"
+        for name, value in report["final"].items()
+    ]
+    score = "auc" if "auc" in report["final"] else "accuracy"
+    for name, metrics in report.get("baselines", {}).get("alone", {}).items():
+        if score in metrics:
+            lines.append(f"{score:<10} {metrics[score]['value']:.4f}  {name} alone, same budget")
+    if score in (plain := report.get("baselines", {}).get("non_private", {})):
+        lines.append(f"{score:<10} {plain[score]['value']:.4f}  all sites, no privacy")
+    for site in report["sites"]:
+        spent = (
+            f"epsilon {site['epsilon']:.3f} at delta {site['delta']:g}"
+            if site["epsilon"] is not None
+            else "no privacy accounted"
+        )
+        lines.append(f"{site['site']:<20} {spent}, sent {site['bytes_up']:,} bytes, {len(site['refusals'])} refusals")
+    lines += [f"INSECURE: {reason}" for reason in report["insecure"]]
+    return "\n".join([*lines, f"report: {report['report']}"])
+
+
+def _fetch(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from scenarios.fetch import fetch
+
+    return {"path": str(fetch(chosen.name, chosen.directory, lambda line: print(line, file=sys.stderr)))}
+
+
+def _ledger(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from common.dp.ledger import Ledger
+
+    # `veilfed site ledger DIR` and `veilfed site ledger show DIR` are the same command.
+    directory = chosen.directory or Path(chosen.action)
+    paths = sorted((directory / "ledgers").glob("*.jsonl"))
+    if not paths:
+        raise ConfigError(f"{directory} holds no ledger", "give a site's directory, e.g. OUT/sites/NAME")
+    reports = [Ledger.read(path).to_report() for path in paths]
+    return reports[0] if len(reports) == 1 else {"ledgers": reports}
+
+
+def _show_ledger(result: Mapping[str, Any]) -> str:
+    rows = result.get("ledgers", [result])
+    return "\n\n".join("\n".join(f"{key:<18} {value}" for key, value in row.items()) for row in rows)
+
+
+def _bench_he(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from scenarios.bench.he import run
+
+    return run(chosen.params, chosen.sites)
+
+
+def _bench_dp(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from scenarios.bench.dp import run
+
+    return run(chosen.device)
+
+
+def _bench_simulate(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from scenarios.bench.simulate import run
+
+    return run()
+
+
+def _show_rows(result: Mapping[str, Any]) -> str:
+    rows = result["rows"]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(names))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join([*lines, *(f"skipped: {item}" for item in result.get("skipped", []))])
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
