@@ -91,10 +91,8 @@ def test_vectors_round_trip(seed: int) -> None:
     assert np.array_equal(parameters_of(model), vector)
 
 
-@pytest.mark.parametrize(
-    "vector", [np.zeros(5), np.zeros(0), np.zeros((2, 15)), np.zeros(31)], ids=lambda v: str(v.shape)
-)
-def test_a_vector_of_another_model_is_refused_and_changes_nothing(vector: np.ndarray) -> None:
+@pytest.mark.parametrize("shape", [(5,), (0,), (2, 15), (31,)])
+def test_a_vector_of_another_model_is_refused_and_changes_nothing(shape: tuple[int, ...]) -> None:
     model = build(ModelSettings("mlp", (4,), 2, hidden=(4,)))
     before = parameters_of(model)
     with pytest.raises(InvalidUpdate, match="30 parameters"):
