@@ -19,9 +19,10 @@ from client.train import Trained, planned_events, train
 from common.config import fill
 from common.errors import CohortTooSmall, ProtocolError, TrustError, WrongRound
 from common.federation import ModelSettings, Plan
+from common.he.ciphertexts import Aggregate
 from common.he.keys import unwrap, wrap
 from common.he.quantize import dequantize_sum, quantize
-from common.he.scheme import Aggregate, CohortKey, encrypt, open_sum
+from common.he.scheme import CohortKey, encrypt, open_sum
 from common.model_state import ModelState, advance
 from common.models import build, load_parameters, parameters_of
 from common.updates import clip

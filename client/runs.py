@@ -8,7 +8,8 @@ from common.config import fill, to_table
 from common.errors import ProtocolError
 from common.federation import Plan
 from common.files import write_atomically
-from common.he.scheme import CohortKey, Scheme, choose_scheme
+from common.he.parameters import Scheme, choose_scheme
+from common.he.scheme import CohortKey
 from common.he.sealing import ExchangeKey
 from common.keystore import load_secret, save_secret
 from common.model_state import ModelState

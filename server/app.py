@@ -13,7 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.config import to_table
 from common.errors import FederationError, ProtocolError, TrustError
-from common.he.scheme import choose_scheme
+from common.he.parameters import choose_scheme
 from common.model_state import ModelState
 from common.models import build, parameters_of
 from common.roster import COORDINATOR

@@ -16,7 +16,8 @@ from flwr.serverapp.strategy import Strategy
 
 from common.errors import FederationError, InvalidUpdate, ProtocolError, TrustError
 from common.federation import Plan
-from common.he.scheme import Ciphertext, Scheme
+from common.he.ciphertexts import Ciphertext
+from common.he.parameters import Scheme
 from common.model_state import ModelState, advance
 from common.roster import COORDINATOR
 from common.wire import Envelope, Kind, encode, from_json, to_json

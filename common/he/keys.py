@@ -12,7 +12,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from common.errors import TrustError
-from common.he.scheme import CohortKey, Scheme
+from common.he.parameters import Scheme
+from common.he.scheme import CohortKey
 from common.he.sealing import ExchangeKey, open_sealed, seal
 
 _NONCE = bytes(12)  # the data key encrypts one message in its life
