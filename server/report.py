@@ -1,0 +1,164 @@
+"""The report of a finished run: `report.json` for machines and, made from it alone, `report.html` for people."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.files import write_atomically
+from server import plots
+from server.disclosure import Disclosure, not_protected, round_up, who_learns_what
+from server.summary import (
+    METRICS,
+    at_a_glance,
+    complete,
+    count,
+    day,
+    epsilon,
+    figure,
+    metric_name,
+    number,
+    plain,
+    primary_metric,
+    size,
+    summary,
+)
+
+_TABLES = ("federation", "model", "training", "privacy", "encryption", "data", "simulation")
+_ROUND = {"round": 0, "seconds": None, "metrics": {}, "epsilon": {}, "left_out": []}
+_SITE = dict.fromkeys(
+    ("site", "epsilon", "delta", "noise_multiplier", "bytes_up", "bytes_down", "refusals", "records", "ledger_head")
+)
+_WIRE = dict.fromkeys(("parameters", "bytes_up_per_parameter", "bytes_per_update", "header_bytes"))
+_SIMULATORS = ("local", "ray")
+_FEW = 12  # sites compared one by one
+
+
+def write_report(directory: Path, report: Mapping[str, Any]) -> Path:
+    """Write `report.json` and `report.html` into the directory; returns the path of the page.
+
+    Each file is there whole or not at all. Numbers that are not finite become null. A key that the report lacks
+    leaves its part of the page out.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_finite(report), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    data = f"{text}\n".encode()
+    html = render(json.loads(data), hashlib.sha256(data).hexdigest())
+    write_atomically(directory / "report.json", data)
+    write_atomically(directory / "report.html", html.encode())
+    return directory / "report.html"
+
+
+def render(report: Mapping[str, Any], fingerprint: str) -> str:
+    """The self-contained page. fingerprint: SHA-256 of the report.json that it was made from."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    report = _filled(report)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        figure=figure, size=size, number=number, epsilon=epsilon, plain=plain, day=day, metric=metric_name
+    )
+    facts, simulated = Disclosure.of(report), report["engine"] in _SIMULATORS
+    return environment.get_template("report.html.j2").render(
+        report,
+        fingerprint=fingerprint,
+        name=report["config"]["federation"].get("name") or "federation",
+        simulated=simulated,
+        warnings=facts.warnings,
+        glance=at_a_glance(report, facts),
+        answers=summary(report, facts),
+        parties=who_learns_what(facts),
+        gaps=not_protected(facts, simulated),
+        metrics={key: how for key, (_, how) in METRICS.items() if key in report["final"]},
+        plots={key: Markup(svg) for key, svg in _plots(report, facts).items()},  # noqa: S704  # escaped as XML
+        incidents=[(entry["round"], out) for entry in report["rounds"] for out in entry["left_out"]],
+    )
+
+
+def _filled(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report with every key that the page asks for; what was absent is empty or None."""
+    filled: dict[str, Any] = {
+        **dict.fromkeys(("outcome", "run", "created", "engine"), ""),
+        **{key: {} for key in ("versions", "final", "final_by_site", "privacy")},
+        "insecure": [],
+        **report,
+    }
+    filled["config"] = {**{table: {} for table in _TABLES}, **report.get("config", {})}
+    filled["baselines"] = {"non_private": {}, "alone": {}, **report.get("baselines", {})}
+    filled["rounds"] = [{**_ROUND, **entry} for entry in report.get("rounds", [])]
+    filled["sites"] = [{**_SITE, **site} for site in report.get("sites", [])]
+    filled["wire"] = {**_WIRE, "scheme": {}, **report.get("wire", {})}
+    return filled
+
+
+def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
+    """Name -> SVG, of the figures that the report has numbers for."""
+    rounds, final, baselines = report["rounds"], report["final"], report["baselines"]
+    metric = primary_metric(final)
+    label, drawn = metric_name(metric), {}
+
+    by_round = {r["round"]: r["metrics"][metric] for r in rounds if complete(r["metrics"].get(metric))}
+    if by_round:
+        reference = (baselines["non_private"].get(metric) or {}).get("value")
+        (first, before), *_, (last, after) = [*by_round.items()] * 2
+        alt = f"{label} goes from {before['value']:.3f} in round {first} to {after['value']:.3f} in round {last}."
+        drawn["utility"] = plots.utility_by_round(by_round, label, reference, alt)
+
+    rows = _compared(final, baselines, metric)
+    if len(rows) > 1:
+        alt = f"{label}: {'; '.join(f'{name} {figure(figures)}' for name, figures, _ in rows)}."
+        drawn["comparison"] = plots.comparison(rows, label, alt)
+
+    spent: dict[str, dict[int, float]] = {}
+    for entry in rounds:
+        for site, value in entry["epsilon"].items():
+            if value is not None:
+                spent.setdefault(site, {})[entry["round"]] = value
+    if spent and facts.private:
+        limit = report["config"]["privacy"].get("epsilon")
+        highest = max(value for by_round in spent.values() for value in by_round.values())
+        alt = f"ε spent by {count(len(spent), 'site')} after each round, at the end at most {round_up(highest)}."
+        drawn["epsilon"] = plots.epsilon_by_round(spent, limit, alt)
+
+    timed = [entry for entry in rounds if entry["seconds"] is not None]
+    if timed:
+        total = sum(entry["seconds"] for entry in timed)
+        alt = f"Seconds by phase for each round; {total:.1f} s in {count(len(timed), 'round')}."
+        drawn["seconds"] = plots.seconds_by_phase(timed, alt)
+
+    moved = [site for site in report["sites"] if None not in (site["bytes_up"], site["bytes_down"])]
+    if moved:
+        sent, received = (size(sum(site[key] for site in moved)) for key in ("bytes_up", "bytes_down"))
+        alt = f"Bytes by site; all together sent {sent} and received {received}."
+        drawn["bytes"] = plots.bytes_by_site(moved, alt)
+    return drawn
+
+
+def _compared(final: Mapping[str, Any], baselines: Mapping[str, Any], metric: str) -> list[tuple[str, Any, Any]]:
+    """No privacy, this run, and every site alone; of many sites the best, the middle one and the worst."""
+    alone = [(site, f[metric]) for site, f in baselines["alone"].items() if complete(f.get(metric))]
+    alone.sort(key=lambda row: row[1]["value"], reverse=metric != "loss")
+    if len(alone) > _FEW:
+        alone = [alone[0], alone[len(alone) // 2], alone[-1]]
+    rows = [("together, no privacy", baselines["non_private"].get(metric), "non_private")]
+    rows += [("together, this run", final.get(metric), "ours")]
+    rows += [(f"{site} alone", figures, "alone") for site, figures in alone]
+    return [row for row in rows if complete(row[1])]
+
+
+def _finite(value: Any) -> Any:
+    """The value with every number that JSON cannot write (NaN, infinities) replaced by null."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,168 @@
+"""A finished run in half a page of plain words, and the way the report writes its numbers."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from server.disclosure import Disclosure, detectable, round_up
+
+METRICS = {  # key -> name, how to read it; the first that a report has is the one it draws
+    "auc": (
+        "AUC",
+        "AUC: how often the model ranks a random positive record above a random negative one. 0.5 is guessing, 1 is "
+        "perfect.",
+    ),
+    "accuracy": ("Accuracy", "Accuracy: the share of records whose class the model names right."),
+    "loss": ("Log loss", "Log loss: the mean surprise at the true class. Lower is better, 0 is perfect."),
+}
+_NAMES = 12  # written out in one sentence
+
+
+def summary(report: Mapping[str, Any], facts: Disclosure) -> list[tuple[str, str]]:
+    """Questions and answers. A question that the report cannot answer is left out."""
+    answers = {
+        "What was trained?": _trained(report),
+        "By whom?": _parties(report),
+        "What left each site?": _departed(report, facts),
+        "What may one record lose?": _lost(facts),
+        "How good is the model?": _useful(report),
+        "Was a protection off?": "Yes. See the red box above." if facts.warnings else "No. No test-only switch was on.",
+    }
+    return [(question, answer) for question, answer in answers.items() if answer]
+
+
+def at_a_glance(report: Mapping[str, Any], facts: Disclosure) -> list[tuple[str, str, str]]:
+    """Label, number and a remark, of the figures that a reader looks for first."""
+    final, sites, wire = report["final"], report["sites"], report["wire"]
+    metric, figures = primary_metric(final), []
+    if metric:
+        low, high = final[metric]["low"], final[metric]["high"]
+        figures.append((metric_name(metric), f"{final[metric]['value']:.3f}", f"between {low:.3f} and {high:.3f}"))
+    if facts.bounded:
+        figures.append(("One record loses", f"ε ≤ {round_up(facts.epsilon)}", f"with δ = {facts.delta:g}"))
+    else:
+        figures.append(("One record loses", "no limit", "no differential privacy holds"))
+    if wire.get("bytes_per_update"):
+        form = "encrypted" if facts.encrypted else "readable"
+        figures.append(
+            ("One update", size(wire["bytes_per_update"]), f"{form}, {plain(wire.get('parameters'))} numbers")
+        )
+    if sites:
+        figures.append(("Sites", f"{len(sites)}", f"in {count(len(report['rounds']), 'round')}"))
+    return figures
+
+
+def _trained(report: Mapping[str, Any]) -> str:
+    config, rounds, parameters = report["config"], report["rounds"], report["wire"]["parameters"]
+    if not config["model"]:
+        return ""
+    numbers = f" of {parameters:,} numbers" if parameters is not None else ""
+    records = f", on the {config['data']['loader']} records" if config["data"].get("loader") else ""
+    length = f", in {count(len(rounds), 'round')}" if rounds else ""
+    return f"A model ({config['model'].get('factory')}){numbers}{records}{length}."
+
+
+def _parties(report: Mapping[str, Any]) -> str:
+    names = [site["site"] for site in report["sites"]]
+    if not names:
+        return ""
+    listed = ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
+    return f"{count(len(names), 'site')}: {listed}. A coordinator carried messages and added up what the sites sent."
+
+
+def _departed(report: Mapping[str, Any], facts: Disclosure) -> str:
+    rounds, bytes_per_update = len(report["rounds"]), report["wire"]["bytes_per_update"]
+    how_large = f" of {size(bytes_per_update)}" if bytes_per_update is not None else ""
+    how_often = f"each of {rounds} rounds" if rounds > 1 else "the round"
+    model = {
+        "never": "",
+        "final": " At the end the final model, for the coordinator.",
+        "every-round": " After each round the model, for the coordinator.",
+    }.get(facts.reveal if facts.encrypted else "never", "")
+    form = "encrypted" if facts.encrypted else "readable"
+    return f"One {form} update{how_large} in {how_often}.{model} No record left a site."
+
+
+def _lost(facts: Disclosure) -> str:
+    if not facts.private:
+        return "There is no limit. The model was trained without differential privacy."
+    if not facts.bounded:
+        return "There is no limit that holds. The values of ε below are only arithmetic."
+    found = math.ceil(100 * detectable(facts.epsilon, facts.delta, 0.01) - 1e-9)
+    return (
+        f"At most {facts.bound}. In words: think of somebody who sees everything that was released and knows every "
+        "other record. If his test wrongly suspects 1 in 100 records that were not used, it finds at most "
+        f"{found} in 100 that were. Blind guessing finds 1."
+    )
+
+
+def _useful(report: Mapping[str, Any]) -> str:
+    final, baselines = report["final"], report["baselines"]
+    metric = primary_metric(final)
+    if not metric:
+        return ""
+    words = f"{metric_name(metric)} {figure(final[metric])} on held-out records."
+    alone = sorted(f[metric]["value"] for f in baselines["alone"].values() if complete(f.get(metric)))
+    if alone:
+        words += f" A site that trains alone under the same limit reaches {alone[0]:.3f} to {alone[-1]:.3f}."
+    if complete(baselines["non_private"].get(metric)):
+        words += f" All together without privacy: {baselines['non_private'][metric]['value']:.3f}."
+    return words
+
+
+def primary_metric(final: Mapping[str, Any]) -> str:
+    """The metric that stands for the rest; empty when there is none."""
+    return next((name for name in (*METRICS, *final) if complete(final.get(name))), "")
+
+
+def metric_name(metric: str) -> str:
+    return METRICS[metric][0] if metric in METRICS else metric
+
+
+def complete(figures: Mapping[str, Any] | None) -> bool:
+    return figures is not None and all(figures.get(key) is not None for key in ("value", "low", "high"))
+
+
+def figure(figures: Mapping[str, Any] | None) -> str:
+    """A value with its interval."""
+    if figures is None or not complete(figures):
+        return "–"
+    return f"{figures['value']:.3f} ({figures['low']:.3f} to {figures['high']:.3f})"
+
+
+def size(size_bytes: float | None) -> str:
+    if size_bytes is None:
+        return "–"
+    for unit, unit_bytes in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= unit_bytes:
+            return f"{size_bytes / unit_bytes:.1f} {unit}"
+    return f"{size_bytes:.0f} bytes"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3g}"
+
+
+def epsilon(values: float | Sequence[float | None] | None) -> str:
+    """One value, or the highest of several, rounded up."""
+    known = [value for value in (values if isinstance(values, Sequence) else [values]) if value is not None]
+    return round_up(max(known)) if known else "–"
+
+
+def plain(value: Any) -> str:
+    """A setting as its file would say it, without quotes."""
+    return (value or "(empty)") if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def day(created: str) -> str:
+    try:
+        moment = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    return f"{moment.day} {moment:%B %Y, %H:%M} {moment.tzname() or ''}".strip()
+
+
+def count(items: int, noun: str) -> str:
+    return f"{items} {noun}{'' if items == 1 else 's'}"
