@@ -1,0 +1,271 @@
+"""Encrypt one site's integers, open the sum of a cohort's: seeded symmetric BFV by Microsoft SEAL (home of tenseal).
+
+A ciphertext is c0 = -a s + e + round(q m / t) with `a` grown from a fresh 64-byte seed, so half of it need not travel.
+Under one key a common `a` would reveal differences of updates; SEAL draws every seed from the system's randomness.
+BFV is malleable and must not be asked twice: callers open an aggregate only after its signed list was checked, and
+answer every failure here by the same abort.
+"""
+
+import io
+import struct
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import ConfigError, InvalidUpdate, ProtocolError
+from common.he.ciphertexts import BLOCK, Aggregate, Ciphertext, dense_rows, from_dense, to_dense
+from common.he.frames import CIPHERTEXT_START, PLAINTEXT_START, Frame, Frames, Scratch, seed_in, version_of
+from common.he.packing import Integers, Words, pack_slots, unpack_slots
+from common.he.parameters import PRESETS, SEED_BYTES, Scheme, choose_scheme, fit_scheme
+
+__all__ = [
+    "PRESETS",
+    "Aggregate",
+    "Ciphertext",
+    "CohortKey",
+    "Scheme",
+    "check_library",
+    "choose_scheme",
+    "coefficients",
+    "encrypt",
+    "expand_seeds",
+    "fit_scheme",
+    "open_sum",
+]
+
+_CANNOT_OPEN = "the aggregate does not open"  # one message for every cause
+_NOT_A_KEY = "not a cohort key of this scheme"
+_INSTALL = "install tenseal>=0.3.18"
+_DIGIT_SHIFTS = np.arange(0, 8, 2, dtype=np.uint8)  # four ternary digits to a byte
+
+
+class CohortKey:
+    """The secret BFV key that the sites of one cohort share. The coordinator never holds one."""
+
+    def __init__(self, scheme: Scheme, words: Words) -> None:
+        """words: the transformed key as SEAL keeps it; use `generate` or `load`."""
+        seal = _seal(scheme)
+        secret = seal.api.SecretKey()
+        with Scratch() as scratch:
+            secret.load(seal.context, scratch.write(seal.frames.secret_key(words)))
+        self.scheme = scheme
+        self._words = words
+        self._encryptor = seal.api.Encryptor(seal.context, secret)
+        self._decryptor = seal.api.Decryptor(seal.context, secret)
+
+    @classmethod
+    def generate(cls, scheme: Scheme) -> "CohortKey":
+        seal = _seal(scheme)
+        with Scratch() as scratch:
+            seal.api.KeyGenerator(seal.context).secret_key().save(scratch.path)
+            return cls(scheme, np.frombuffer(scratch.read(), "<u8", offset=PLAINTEXT_START))
+
+    @classmethod
+    def load(cls, scheme: Scheme, data: bytes) -> "CohortKey":
+        """Inverse of `export_for_wrapping`. Raises ProtocolError, always the same, on anything else."""
+        digits = (np.frombuffer(data, np.uint8)[:, None] >> _DIGIT_SHIFTS & np.uint8(3)).reshape(-1)
+        if digits.size != scheme.ring_degree or digits.max() > 2:
+            raise ProtocolError(_NOT_A_KEY)
+        residues = [(digits.astype(np.int64) - 1) % prime for prime in scheme.primes]
+        return cls(scheme, _seal(scheme).transform(np.concatenate(residues).astype(np.uint64), forwards=True))
+
+    def export_for_wrapping(self) -> bytes:
+        """The raw secret: one digit per coefficient, 0 to 2 for -1 to 1, four to a byte, lowest bits first.
+
+        For the key ceremony alone, which encrypts it to another site before it goes anywhere.
+        """
+        residues = _seal(self.scheme).transform(self._words, forwards=False)[: self.scheme.ring_degree]
+        digits = (residues + np.uint64(1)) % np.uint64(self.scheme.primes[0])
+        return np.sum(digits.reshape(-1, 4).astype(np.uint8) << _DIGIT_SHIFTS, axis=1, dtype=np.uint8).tobytes()
+
+    def __repr__(self) -> str:
+        return f"CohortKey({self.scheme.name})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a cohort key is never pickled or copied")
+
+
+def coefficients(scheme: Scheme, length: int) -> int:
+    """How many plaintext coefficients, each below t, a mask for `length` values must cover."""
+    return scheme.ciphertexts(length) * scheme.ring_degree
+
+
+def encrypt(values: Integers, key: CohortKey, mask: Words | None = None) -> Ciphertext:
+    """One site's vector, under fresh randomness at every call.
+
+    values: (length,) int64 of `value_bits` bits, sign included.
+    mask: (coefficients(scheme, length),) uint64 below t = 2^plain_modulus_bits, added modulo t to the packed values.
+    Memory: the result and a few MiB, whatever the length.
+    """
+    scheme, seal = key.scheme, _seal(key.scheme)
+    masks = _mask_rows(mask, scheme, values.size)
+    c0, seeds = io.BytesIO(), io.BytesIO()
+    with Scratch() as scratch:
+        for block in range(0, scheme.ciphertexts(values.size), BLOCK):
+            start, end = (row * scheme.values_per_ciphertext for row in (block, block + BLOCK))
+            plain = pack_slots(values[start:end], scheme)
+            if masks is not None:
+                plain += masks[block : block + BLOCK]
+                plain &= np.uint64((1 << scheme.plain_modulus_bits) - 1)
+            words = np.empty((len(plain), len(scheme.primes) * scheme.ring_degree), np.uint64)
+            for row, message in enumerate(plain):
+                words[row], seed = seal.encrypt(key._encryptor, message, scratch)
+                seeds.write(seed)
+            c0.write(to_dense(words, scheme, scheme.dropped_bits))
+    return Ciphertext(scheme, values.size, c0.getvalue(), seeds.getvalue())
+
+
+def open_sum(aggregate: Aggregate, key: CohortKey, mask_total: Words | None = None) -> Integers:
+    """The exact integer sum of the cohort's vectors, (length,) int64.
+
+    mask_total: shaped like `encrypt`'s mask; subtracted modulo t before unpacking.
+    Raises ProtocolError, always the same, when what opens is no sum of that many vectors: wrong key or mask, tampering.
+    """
+    scheme, seal = aggregate.scheme, _seal(aggregate.scheme)
+    if scheme.fingerprint != key.scheme.fingerprint:
+        raise ProtocolError(_CANNOT_OPEN)
+    masks = _mask_rows(mask_total, scheme, aggregate.length)
+    totals = np.empty(aggregate.length, np.int64)
+    with Scratch() as scratch:
+        for rows, ciphertexts in _summed_ciphertexts(aggregate, seal, scratch):
+            plain = np.stack([seal.decrypt(key._decryptor, ciphertext, scratch) for ciphertext in ciphertexts])
+            if masks is not None:
+                plain -= masks[rows]
+                plain &= np.uint64((1 << scheme.plain_modulus_bits) - 1)
+            block = totals[rows.start * scheme.values_per_ciphertext : rows.stop * scheme.values_per_ciphertext]
+            opened = unpack_slots(plain, block.size, aggregate.sites, scheme)
+            if opened is None:
+                raise ProtocolError(_CANNOT_OPEN)
+            block[:] = opened
+    return totals
+
+
+def expand_seeds(scheme: Scheme, seeds: Sequence[bytes]) -> bytes:
+    """The sum of the second polynomials behind every site's seeds, dense, as `Aggregate.c1`. Needs no key.
+
+    seeds: one entry per site, 64 bytes per ciphertext.
+    """
+    seal, columns, c1 = _seal(scheme), _by_ciphertext(b"".join(seeds), len(seeds)), io.BytesIO()
+    with Scratch() as scratch:
+        for block in range(0, len(columns), BLOCK):
+            grown = (seal.grow(column, scratch) for column in columns[block : block + BLOCK])
+            words = np.stack([seal.second_polynomial(ciphertext, scratch) for ciphertext in grown])
+            c1.write(to_dense(words, scheme, scheme.dropped_bits_down))
+    return c1.getvalue()
+
+
+def check_library() -> None:
+    """Raises ConfigError unless the installed tenseal encrypts symmetrically with a seed: nothing else is used."""
+    encrypt(np.zeros(1, np.int64), CohortKey.generate(PRESETS["compact"]))
+
+
+def _summed_ciphertexts(
+    aggregate: Aggregate, seal: "_Seal", scratch: Scratch
+) -> Iterator[tuple[slice, Iterator[object]]]:
+    """Which rows, and SEAL's own ciphertexts for them, block by block."""
+    scheme = aggregate.scheme
+    first = dense_rows(aggregate.c0, scheme, scheme.dropped_bits)
+    if aggregate.c1:
+        second = dense_rows(aggregate.c1, scheme, scheme.dropped_bits_down)
+        for (rows, c0), (_, c1) in zip(first, second, strict=True):
+            halves = from_dense(c0, scheme, scheme.dropped_bits), from_dense(c1, scheme, scheme.dropped_bits_down)
+            yield rows, (seal.load(seal.frames.ciphertext(pair), scratch) for pair in np.concatenate(halves, axis=1))
+    else:
+        columns = _by_ciphertext(aggregate.seeds, aggregate.sites)
+        for rows, c0 in first:
+            summed = from_dense(c0, scheme, scheme.dropped_bits)
+            yield rows, (seal.grow(seeds, scratch, row) for seeds, row in zip(columns[rows], summed, strict=True))
+
+
+def _by_ciphertext(seeds: bytes, sites: int) -> NDArray[np.void]:
+    """Seeds that lie site after site as (ciphertexts, sites)."""
+    return np.frombuffer(seeds, f"V{SEED_BYTES}").reshape(sites, -1).T
+
+
+def _mask_rows(mask: Words | None, scheme: Scheme, length: int) -> Words | None:
+    if mask is None:
+        return None
+    if mask.dtype != np.uint64 or mask.shape != (coefficients(scheme, length),):
+        raise InvalidUpdate(f"a mask for {length} values has {coefficients(scheme, length)} coefficients, uint64")
+    return mask.reshape(-1, scheme.ring_degree)
+
+
+class _Seal:
+    """SEAL for one scheme: parameters, evaluator, framing. Holds no key. Its objects have no types of their own."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        try:
+            from tenseal import sealapi  # a second of import that plain runs never pay
+        except ImportError as error:
+            raise ConfigError("tenseal is not installed", _INSTALL) from error
+        self.api: Any = sealapi
+        parameters = sealapi.EncryptionParameters(sealapi.SCHEME_TYPE.BFV)
+        parameters.set_poly_modulus_degree(scheme.ring_degree)
+        parameters.set_coeff_modulus([sealapi.Modulus(prime) for prime in scheme.primes])
+        parameters.set_plain_modulus(1 << scheme.plain_modulus_bits)
+        # No chain of moduli: nothing is ever multiplied, so no prime is set aside for that.
+        self.context = sealapi.SEALContext(parameters, False, sealapi.SEC_LEVEL_TYPE.TC128)
+        if not self.context.parameters_set():
+            raise ConfigError(f"SEAL refuses scheme {scheme.name!r}: {self.context.parameters_error_message()}")
+        self._evaluator = sealapi.Evaluator(self.context)
+        self._zero = np.zeros(scheme.ring_degree * len(scheme.primes), np.uint64)
+        self._ring_degree = scheme.ring_degree
+        with Scratch() as scratch:
+            sealapi.Plaintext("1").save(scratch.path)
+            version = version_of(scratch.frame())
+        parms_id = struct.pack("<4Q", *self.context.first_parms_id())
+        self.frames = Frames(version, parms_id, scheme.ring_degree, len(scheme.primes))
+
+    def encrypt(self, encryptor: Any, message: Words, scratch: Scratch) -> tuple[Words, bytes]:
+        """The first polynomial and the seed of the second. message: (ring_degree,), each below t."""
+        plain = self.api.Plaintext()
+        plain.load(self.context, scratch.write(self.frames.plaintext(message)))
+        try:
+            encryptor.encrypt_symmetric(plain).save(scratch.path)
+        except TypeError as error:
+            raise ConfigError("this tenseal has no seeded symmetric encryption", _INSTALL) from error
+        saved = scratch.read()
+        seed = seed_in(saved[CIPHERTEXT_START + self._zero.nbytes :])
+        if seed is None:
+            raise ConfigError("this tenseal saves a symmetric ciphertext without its seed", _INSTALL)
+        return np.frombuffer(saved, "<u8", self._zero.size, CIPHERTEXT_START), seed
+
+    def load(self, frame: Frame, scratch: Scratch) -> Any:
+        ciphertext = self.api.Ciphertext()
+        ciphertext.load(self.context, scratch.write(frame))
+        return ciphertext
+
+    def grow(self, seeds: NDArray[np.void], scratch: Scratch, first: Words | None = None) -> Any:
+        """The ciphertext whose second polynomial is the sum of what grows from `seeds`, around the first (or 0)."""
+        total = self.load(self.frames.seeded(self._zero if first is None else first, seeds[0].tobytes()), scratch)
+        for seed in seeds[1:]:
+            self._evaluator.add_inplace(total, self.load(self.frames.seeded(self._zero, seed.tobytes()), scratch))
+        return total
+
+    def second_polynomial(self, ciphertext: Any, scratch: Scratch) -> Words:
+        ciphertext.save(scratch.path)
+        return np.frombuffer(scratch.read(), "<u8", offset=CIPHERTEXT_START + self._zero.nbytes)
+
+    def decrypt(self, decryptor: Any, ciphertext: Any, scratch: Scratch) -> Words:
+        plain = self.api.Plaintext()
+        decryptor.decrypt(ciphertext, plain)
+        plain.save(scratch.path)
+        found = np.frombuffer(scratch.read(), "<u8", offset=PLAINTEXT_START)
+        return np.pad(found, (0, self._ring_degree - found.size))  # SEAL leaves leading zeros out
+
+    def transform(self, polynomial: Words, forwards: bool) -> Words:
+        """A polynomial's residues into or out of the transformed form in which SEAL keeps a key."""
+        with Scratch() as scratch:
+            frame = self.frames.ciphertext(np.concatenate([polynomial, polynomial]), ntt_form=not forwards)
+            ciphertext = self.load(frame, scratch)
+            if forwards:
+                self._evaluator.transform_to_ntt_inplace(ciphertext)
+            else:
+                self._evaluator.transform_from_ntt_inplace(ciphertext)
+            return self.second_polynomial(ciphertext, scratch)
+
+
+_seal = cache(_Seal)

@@ -1,0 +1,77 @@
+"""The sum of ciphertexts that nobody here can read: numpy while updates arrive, SEAL at most once at the end. Pure.
+
+Words of first polynomials are added in 64 bits without reduction and reduced once. Dropped low bits keep this simple:
+the prime is 1 modulo 2^dropped_bits, so rounded words add up modulo (q - 1) / 2^dropped_bits, off by at most one unit
+of q per site, which `Scheme.failure_log2` counts.
+
+Second polynomials are seeds, and somebody must grow them, 0.2 to 0.4 ms each. Either every site grows all of them
+(seeds along: the smallest download, and the coordinator never calls SEAL) or the coordinator grows and sums them once
+(expanded: about twice the download, but a site opens at the same price whatever the cohort).
+"""
+
+import io
+
+import numpy as np
+
+from common.errors import ProtocolError
+from common.he.ciphertexts import BLOCK, Aggregate, Ciphertext, dense_rows, row_bytes
+from common.he.packing import add_packed, pack_words
+from common.he.parameters import SEED_BYTES, Scheme
+from common.he.scheme import expand_seeds
+
+_FEW_SITES = 2  # growing two seeds costs a site as much as decrypting does
+_MAX_BYTES_DOWN = 7.0  # per parameter
+
+
+class BlindSum:
+    """Adds one cohort's ciphertexts of `length` values. Holds 8 bytes per coefficient and prime, and every seed."""
+
+    def __init__(self, scheme: Scheme, length: int) -> None:
+        shape = scheme.ciphertexts(length), scheme.ring_degree
+        self._scheme, self._length = scheme, length
+        self._totals = [np.zeros(shape, np.uint64) for _ in scheme.primes]
+        self._seeds: list[bytes] = []
+        self._seen: set[bytes] = set()
+
+    def add(self, ciphertext: Ciphertext) -> None:
+        """Raises ProtocolError, and adds nothing, on another scheme or length, a seed seen before, or a full cohort."""
+        if ciphertext.scheme.fingerprint != self._scheme.fingerprint or ciphertext.length != self._length:
+            raise ProtocolError("a ciphertext of another scheme or length")
+        if len(self._seeds) == self._scheme.max_sites:
+            raise ProtocolError(f"this scheme sums {self._scheme.max_sites} sites, no more")
+        seeds = {ciphertext.seeds[start : start + SEED_BYTES] for start in range(0, len(ciphertext.seeds), SEED_BYTES)}
+        if len(seeds) * SEED_BYTES != len(ciphertext.seeds) or not seeds.isdisjoint(self._seen):
+            raise ProtocolError("a seed that was used before")
+        for rows, dense in dense_rows(ciphertext.c0, self._scheme, self._scheme.dropped_bits):
+            for totals, packed, width in zip(self._totals, dense, self._scheme.word_bits, strict=True):
+                add_packed(totals[rows], packed, width)
+        self._seen |= seeds
+        self._seeds.append(ciphertext.seeds)
+
+    def result(self) -> Aggregate:
+        """The sum so far; it opens to the sum of the added vectors, under the sites' key alone."""
+        if not self._seeds:
+            raise ProtocolError("no ciphertext to sum")
+        scheme, sites, c0 = self._scheme, len(self._seeds), self._first_polynomials()
+        if _seeds_go_along(scheme, sites):
+            return Aggregate(scheme, self._length, sites, c0, seeds=b"".join(self._seeds))
+        return Aggregate(scheme, self._length, sites, c0, c1=expand_seeds(scheme, self._seeds))
+
+    def _first_polynomials(self) -> bytes:
+        dropped, c0 = self._scheme.dropped_bits, io.BytesIO()
+        moduli = [(prime - 1) >> dropped if dropped else prime for prime in self._scheme.primes]
+        for start in range(0, len(self._totals[0]), BLOCK):
+            dense = [
+                pack_words(totals[start : start + BLOCK] % np.uint64(modulus), width)
+                for totals, modulus, width in zip(self._totals, moduli, self._scheme.word_bits, strict=True)
+            ]
+            c0.write(np.concatenate(dense, axis=1).tobytes())
+        return c0.getvalue()
+
+
+def _seeds_go_along(scheme: Scheme, sites: int) -> bool:
+    """Whether the sites grow the seeds: few sites, or the expanded sum would be too long a download."""
+    along = sites * SEED_BYTES
+    expanded = row_bytes(scheme, scheme.dropped_bits_down)
+    room = _MAX_BYTES_DOWN * scheme.values_per_ciphertext - row_bytes(scheme, scheme.dropped_bits)
+    return along < expanded if expanded > room else sites <= _FEW_SITES
