@@ -52,7 +52,7 @@ class Scheme:
             self.modulus_bits,
             f"primes of 20 to {_LARGEST_PRIME_BITS} bits",
         )
-        require(2 <= self.value_bits <= 48, "value_bits", self.value_bits, "2 to 48")
+        require(self.value_bits >= 2, "value_bits", self.value_bits, "2 or more")
         require(1 <= self.headroom_bits <= 10, "headroom_bits", self.headroom_bits, "1 to 10 (2 to 1024 sites)")
         require(self.slots >= 1, "slots", self.slots, "1 or more")
         plain = self.plain_modulus_bits
@@ -161,7 +161,7 @@ def fit_scheme(sites: int, value_bits: int, parameters: int, failure_log2: float
     """
     require(1 <= sites <= MAX_SITES, "sites", sites, f"1 to {MAX_SITES}")
     require(parameters >= 1, "parameters", parameters, "1 or more")
-    require(2 <= value_bits <= 48, "value_bits", value_bits, "2 to 48")
+    require(2 <= value_bits <= 64, "value_bits", value_bits, "2 to 64")
     for bits in range(value_bits, 1, -1):
         scheme = _cheapest(sites, bits, parameters, failure_log2)
         if scheme and bits == value_bits:
