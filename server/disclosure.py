@@ -108,155 +108,163 @@ def detectable(epsilon: float, delta: float, false_alarm: float) -> float:
 
 
 def who_learns_what(facts: Disclosure) -> tuple[Party, ...]:
-    """The rows of DESIGN's table as this configuration makes them."""
-    records, noisy = _records(facts), " It is noisy: the limit on records holds for it." if facts.bounded else ""
-    every_round = Answer("yes", "After every round.")
-    others = facts.smallest_sum - 1
-    if others > 1:
-        sums_only = Answer("no", f"It sees sums. Less its own part, that is the sum of {others} other sites.")
-    else:
-        sums_only = Answer("yes", f"In a round of two sites it can subtract its own part from the sum.{noisy}")
-
-    if not facts.encrypted:
-        coordinator = Party(
-            "The coordinator",
-            Answer("yes", f"Every update arrives readable.{noisy}"),
-            every_round,
-            records,
-        )
-        together = Answer("yes", f"The coordinator can read every update already.{noisy}")
-    else:
-        revealed = {
-            "never": Answer("no", "It holds encrypted sums, and no key."),
-            "final": Answer("limited", "The final model only. The sites release it (reveal = final)."),
-        }.get(facts.reveal, Answer("yes", "After every round. The sites release it (reveal = every-round)."))
-        coordinator = Party(
-            "The coordinator",
-            Answer("no", "It holds ciphertexts, and no key."),
-            revealed,
-            Answer("no", "It can read nothing that comes from them.") if facts.reveal == "never" else records,
-        )
-        together = Answer(
-            "yes", f"The coordinator has the ciphertexts, the site has the key. Masks are not in place yet.{noisy}"
-        )
-        if facts.masked:
-            hidden = Answer("no", f"Masks hide each one. What can be opened is the sum of {others} other sites.")
-            together = hidden if others > 1 else sums_only
-
+    """Five parties, each as curious as it can be."""
+    records = _records(facts)
+    blind = facts.encrypted and facts.reveal == "never"
     return (
-        coordinator,
-        Party("One other site", sums_only, Answer("yes", "After every round. It trains on it."), records),
-        Party("The coordinator together with one other site", together, every_round, records),
+        Party(
+            "The coordinator",
+            Answer("no", "It holds ciphertexts, and no key.") if facts.encrypted else _readable(facts),
+            _revealed(facts),
+            Answer("no", "It can read nothing that comes from them.") if blind else records,
+        ),
+        Party("One other site", _summed(facts), Answer("yes", "After every round. It trains on it."), records),
+        Party(
+            "The coordinator together with one other site",
+            _together(facts),
+            Answer("yes", "After every round."),
+            records,
+        ),
         Party(
             "A reader of the final model",
             Answer("no", "The model holds all updates added up."),
             Answer("limited", "The final model only."),
             records,
         ),
-        Party("A thief of a site's disk", _stolen_update(facts), Answer("yes", "The latest model."), _STOLEN_RECORDS),
+        Party(
+            "A thief of a site's disk",
+            _stolen(facts),
+            Answer("yes", "The latest model."),
+            Answer("yes", "All records of that site, unless the site encrypts its disks. This version does not."),
+        ),
     )
-
-
-_STOLEN_RECORDS = Answer(
-    "yes", "All records of that site, unless the site encrypts its disks. This version does not encrypt them itself."
-)
-
-
-def _stolen_update(facts: Disclosure) -> Answer:
-    own = "The last one of that site."
-    if facts.encrypted and not facts.masked:
-        return Answer("yes", f"{own} The key lies there too: with the coordinator's ciphertexts, those of others.")
-    return Answer("yes", own)
 
 
 def _records(facts: Disclosure) -> Answer:
     if facts.bounded:
         return Answer("limited", f"For each record at most {facts.bound}.")
     if facts.private:
-        return Answer("yes", "No limit holds: a test-only switch was on.")
+        return Answer("yes", "No limit holds. See the red box.")
     return Answer("yes", "No limit. A model or update without noise can give records away.")
+
+
+def _revealed(facts: Disclosure) -> Answer:
+    if facts.encrypted and facts.reveal == "never":
+        return Answer("no", "It holds encrypted sums, and no key.")
+    if facts.encrypted and facts.reveal == "final":
+        return Answer("limited", "The final model only. The sites release it (reveal = final).")
+    return Answer("yes", "After every round.")
+
+
+def _readable(facts: Disclosure) -> Answer:
+    return Answer("yes", f"Every update arrives readable.{_noise(facts)}")
+
+
+def _summed(facts: Disclosure) -> Answer:
+    others = facts.smallest_sum - 1
+    if others == 1:
+        return Answer("yes", f"In a round of two sites it can subtract its own part from the sum.{_noise(facts)}")
+    return Answer("no", f"It sees sums. Less its own part, that is the sum of {others} other sites or more.")
+
+
+def _together(facts: Disclosure) -> Answer:
+    if not facts.encrypted:
+        return _readable(facts)
+    if not facts.masked:
+        return Answer(
+            "yes", f"One has the ciphertexts, the other has the key. Masks are not in place yet.{_noise(facts)}"
+        )
+    summed = _summed(facts)
+    return Answer(summed.level, f"Masks hide each update. {summed.why}") if summed.level == "no" else summed
+
+
+def _stolen(facts: Disclosure) -> Answer:
+    if facts.encrypted and not facts.masked:
+        return Answer(
+            "yes", "That site's last one. The key lies there too: with the coordinator's ciphertexts, those of others."
+        )
+    return Answer("yes", "That site's last one.")
+
+
+def _noise(facts: Disclosure) -> str:
+    return " It is noisy: the limit on records holds for it." if facts.bounded else ""
 
 
 def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], ...]:
     """What this run leaves open: a name and two or three sentences each."""
-    gaps = [
+    gaps = (
         (
+            facts.bounded,
             "A limit is not zero",
             "ε and δ limit what a release can say about one record. They do not bring it to nothing.",
-        )
-        if facts.bounded
-        else (
+        ),
+        (
+            not facts.bounded,
             "The model itself",
             "Nothing limits what the model says about one record. It may have learned some by heart.",
         ),
         (
+            facts.encrypted,
+            "What the sites open",
+            "Encryption hides updates from the coordinator. It does not hide the sum from the sites. There, only "
+            "noise protects records.",
+        ),
+        (
+            facts.encrypted and not facts.masked,
+            "Collusion",
+            "All sites hold the same key. A site that gets ciphertexts from the coordinator can open one site's "
+            "update. Masks against this are not in place yet.",
+        ),
+        (
+            facts.min_cohort == 2,
+            "Very small rounds",
+            "The plan lets a round close with two sites. Then each can work out the other's update.",
+        ),
+        (
+            facts.bounded,
             "People with several records",
             "The limit counts for one record. A person with several records, at one site or at many, can lose as many "
             "times more.",
         ),
         (
+            True,
             "Facts about groups",
             "What is true of many patients, or of one site as a whole, can be learned. That is what the model is for.",
         ),
         (
+            True,
             "Who took part, and when",
             "The names and the number of sites, the times and the sizes of messages are visible to the coordinator.",
         ),
         (
+            True,
             "The scores in this report",
-            "They were measured on held-out records, without noise, and no ε was paid for them. "
-            + (
-                "The simulator could see those records of all sites. A real coordinator could not."
-                if simulated
-                else "Whoever reads the scores learns a little about those records."
-            ),
+            "They were measured on held-out records, without noise, and no ε was paid for them. Whoever reads them "
+            "learns a little about those records.",
         ),
         (
+            True,
             "Choices made beforehand",
             "Learning rate, rounds and other settings were chosen in advance. If they were tuned on these records, "
             "that cost is not counted here.",
         ),
         (
+            True,
             "A site that lies",
-            "A site can train on false data or send a false update. Nobody can check what it cannot read.",
+            "A site can train on false data or send a false update. This version does not detect it.",
         ),
         (
+            True,
             "Disks",
             "Records at a site, its key and its copy of the model are as safe as its disks. This version does not "
             "encrypt them.",
         ),
-    ]
-    if facts.encrypted:
-        gaps.insert(
-            1,
-            (
-                "What the sites open",
-                "Encryption hides updates from the coordinator. It does not hide the sum from the sites; there only "
-                "noise protects records.",
-            ),
-        )
-    if facts.encrypted and not facts.masked:
-        gaps.insert(
-            2,
-            (
-                "Collusion",
-                "All sites hold the same key. A site that gets ciphertexts from the coordinator can open one site's "
-                "update. Masks against this are not in place yet.",
-            ),
-        )
-    if facts.min_cohort == 2:
-        gaps.append(
-            (
-                "Very small rounds",
-                "The plan lets a round close with two sites. Then each can work out the other's update.",
-            )
-        )
-    if simulated:
-        gaps.append(
-            (
-                "One machine",
-                "This was a simulation. All parties ran on one machine, whose owner could see everything. The table of "
-                "who learns what describes them as if apart.",
-            )
-        )
-    return tuple(gaps)
+        (
+            simulated,
+            "One machine",
+            "This was a simulation. Its owner could see everything, and the scores and comparisons use held-out "
+            "records of all sites, which a real coordinator never sees. Who learns what is told as if the parties were "
+            "apart.",
+        ),
+    )
+    return tuple((name, why) for applies, name, why in gaps if applies)

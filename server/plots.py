@@ -8,7 +8,6 @@ import io
 import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +24,7 @@ _PHASES = {  # key of a round -> what it is called, its colour
 }
 _REST = ("evaluate and the rest", "#c3cad1")
 _MARKS = {"ours": (_BLUE, "o", _BLUE), "alone": (_ORANGE, "s", "white"), "non_private": (_MUTED, "D", "white")}
-_FEW = 12  # sites that are shown one by one; of more, only a summary is legible
+FEW = 12  # sites that are shown one by one; of more, only a summary is legible
 _HEIGHT, _ROW = 2.9, 0.31  # inches
 _STYLE = {
     "svg.fonttype": "none",
@@ -96,15 +95,13 @@ def epsilon_by_round(spent: Mapping[str, Mapping[int, float]], limit: float | No
         rounds = sorted({r for by_round in spent.values() for r in by_round})
         at = {r: [by_round[r] for by_round in spent.values() if r in by_round] for r in rounds}
         top = max([*(max(values) for values in at.values()), limit or 0.0]) or 1.0
-        if len(spent) <= _FEW:
+        if len(spent) <= FEW:
             for by_round in spent.values():
                 ax.plot(list(by_round), list(by_round.values()), color=_BLUE, linewidth=1.6, alpha=0.8)
-            ends = sorted((by_round[max(by_round)], site) for site, by_round in spent.items())
-            labels = [
-                (group[-1][0], _names([site for _, site in group]))
-                for _, near in groupby(ends, key=lambda end: round(end[0] / top / 0.12))
-                for group in [list(near)]
-            ]
+            ends = {site: by_round[max(by_round)] for site, by_round in spent.items()}
+            near = {site: round(end / top / 0.12) for site, end in ends.items()}  # too close for labels of their own
+            groups = [[site for site in ends if near[site] == place] for place in sorted(set(near.values()))]
+            labels = [(max(ends[site] for site in group), _names(group)) for group in groups]
         else:
             ax.fill_between(rounds, [min(at[r]) for r in rounds], [max(at[r]) for r in rounds], color=_SKY, alpha=0.6)
             ax.plot(rounds, [median(at[r]) for r in rounds], color=_BLUE, linewidth=2)
@@ -148,19 +145,20 @@ def seconds_by_phase(rounds: Sequence[Mapping[str, Any]], alt: str) -> str:
 
 def bytes_by_site(sites: Sequence[Mapping[str, Any]], alt: str) -> str:
     """sites: `site`, `bytes_up`, `bytes_down`. Of many sites, those that moved most."""
-    most = sorted(sites, key=lambda site: site["bytes_up"] + site["bytes_down"], reverse=True)[:_FEW]
+    most = sorted(sites, key=lambda site: site["bytes_up"] + site["bytes_down"], reverse=True)[:FEW]
+    shown = [site for site in sites if site in most]
     powers = {"GB": 1e9, "MB": 1e6, "kB": 1e3, "bytes": 1.0}
     unit = next((unit for unit, size in powers.items() if most[0]["bytes_up"] >= size), "bytes")
 
     def paint(ax: "Axes") -> None:
-        up, down = ([site[key] / powers[unit] for site in most] for key in ("bytes_up", "bytes_down"))
-        ax.barh(range(len(most)), up, 0.62, color=_BLUE, label="sent")
-        ax.barh(range(len(most)), down, 0.62, left=up, color=_SKY, label="received")
-        _named_rows(ax, [site["site"] for site in most])
+        up, down = ([site[key] / powers[unit] for site in shown] for key in ("bytes_up", "bytes_down"))
+        ax.barh(range(len(shown)), up, 0.62, color=_BLUE, label="sent")
+        ax.barh(range(len(shown)), down, 0.62, left=up, color=_SKY, label="received")
+        _named_rows(ax, [site["site"] for site in shown])
         ax.set(xlabel=unit)
         ax.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2)
 
-    return _draw(max(_HEIGHT, 0.95 + _ROW * len(most)), alt, paint)
+    return _draw(max(_HEIGHT, 0.95 + _ROW * len(shown)), alt, paint)
 
 
 def _named_rows(ax: "Axes", names: Sequence[str]) -> None:

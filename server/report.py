@@ -22,8 +22,10 @@ from server.summary import (
     number,
     plain,
     primary_metric,
+    promises,
     size,
     summary,
+    words,
 )
 
 _TABLES = ("federation", "model", "training", "privacy", "encryption", "data", "simulation")
@@ -33,7 +35,6 @@ _SITE = dict.fromkeys(
 )
 _WIRE = dict.fromkeys(("parameters", "bytes_up_per_parameter", "bytes_per_update", "header_bytes"))
 _SIMULATORS = ("local", "ray")
-_FEW = 12  # sites compared one by one
 
 
 def write_report(directory: Path, report: Mapping[str, Any]) -> Path:
@@ -65,7 +66,7 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        figure=figure, size=size, number=number, epsilon=epsilon, plain=plain, day=day, metric=metric_name
+        figure=figure, size=size, number=number, epsilon=epsilon, plain=plain, day=day, metric=metric_name, words=words
     )
     facts, simulated = Disclosure.of(report), report["engine"] in _SIMULATORS
     return environment.get_template("report.html.j2").render(
@@ -73,10 +74,12 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         fingerprint=fingerprint,
         name=report["config"]["federation"].get("name") or "federation",
         simulated=simulated,
+        few=plots.FEW,
         warnings=facts.warnings,
         glance=at_a_glance(report, facts),
         answers=summary(report, facts),
         parties=who_learns_what(facts),
+        promises=promises(report["privacy"]) if facts.private else [],
         gaps=not_protected(facts, simulated),
         metrics={key: how for key, (_, how) in METRICS.items() if key in report["final"]},
         plots={key: Markup(svg) for key, svg in _plots(report, facts).items()},  # noqa: S704  # escaped as XML
@@ -147,7 +150,7 @@ def _compared(final: Mapping[str, Any], baselines: Mapping[str, Any], metric: st
     """No privacy, this run, and every site alone; of many sites the best, the middle one and the worst."""
     alone = [(site, f[metric]) for site, f in baselines["alone"].items() if complete(f.get(metric))]
     alone.sort(key=lambda row: row[1]["value"], reverse=metric != "loss")
-    if len(alone) > _FEW:
+    if len(alone) > plots.FEW:
         alone = [alone[0], alone[len(alone) // 2], alone[-1]]
     rows = [("together, no privacy", baselines["non_private"].get(metric), "non_private")]
     rows += [("together, this run", final.get(metric), "ours")]

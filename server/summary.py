@@ -17,6 +17,15 @@ METRICS = {  # key -> name, how to read it; the first that a report has is the o
     "accuracy": ("Accuracy", "Accuracy: the share of records whose class the model names right."),
     "loss": ("Log loss", "Log loss: the mean surprise at the true class. Lower is better, 0 is perfect."),
 }
+_PROMISES = {  # key -> what it is called
+    "unit": "What is protected",
+    "neighbouring": "Neighbouring data sets",
+    "epsilon": "Agreed ε",
+    "delta": "Agreed δ",
+    "sampling": "Sampling of records",
+    "mode": "Mode",
+    "adversary": "Adversary",
+}
 _NAMES = 12  # written out in one sentence
 
 
@@ -27,7 +36,7 @@ def summary(report: Mapping[str, Any], facts: Disclosure) -> list[tuple[str, str
         "By whom?": _parties(report),
         "What left each site?": _departed(report, facts),
         "What may one record lose?": _lost(facts),
-        "How good is the model?": _useful(report),
+        "How good is the model?": _useful(report, facts),
         "Was a protection off?": "Yes. See the red box above." if facts.warnings else "No. No test-only switch was on.",
     }
     return [(question, answer) for question, answer in answers.items() if answer]
@@ -44,14 +53,18 @@ def at_a_glance(report: Mapping[str, Any], facts: Disclosure) -> list[tuple[str,
         figures.append(("One record loses", f"ε ≤ {round_up(facts.epsilon)}", f"with δ = {facts.delta:g}"))
     else:
         figures.append(("One record loses", "no limit", "no differential privacy holds"))
-    if wire.get("bytes_per_update"):
+    if wire["bytes_per_update"] is not None:
         form = "encrypted" if facts.encrypted else "readable"
-        figures.append(
-            ("One update", size(wire["bytes_per_update"]), f"{form}, {plain(wire.get('parameters'))} numbers")
-        )
+        figures.append(("One update", size(wire["bytes_per_update"]), f"{form}, {number(wire['parameters'])} numbers"))
     if sites:
         figures.append(("Sites", f"{len(sites)}", f"in {count(len(report['rounds']), 'round')}"))
     return figures
+
+
+def promises(privacy: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The terms of the privacy guarantee, in reading order."""
+    keys = [*(key for key in _PROMISES if key in privacy), *(key for key in privacy if key not in _PROMISES)]
+    return [(_PROMISES.get(key, words(key)), plain(privacy[key])) for key in keys if privacy[key] is not None]
 
 
 def _trained(report: Mapping[str, Any]) -> str:
@@ -75,7 +88,7 @@ def _parties(report: Mapping[str, Any]) -> str:
 def _departed(report: Mapping[str, Any], facts: Disclosure) -> str:
     rounds, bytes_per_update = len(report["rounds"]), report["wire"]["bytes_per_update"]
     how_large = f" of {size(bytes_per_update)}" if bytes_per_update is not None else ""
-    how_often = f"each of {rounds} rounds" if rounds > 1 else "the round"
+    how_often = f"each of {rounds} rounds" if rounds > 1 else "each round"
     model = {
         "never": "",
         "final": " At the end the final model, for the coordinator.",
@@ -93,23 +106,24 @@ def _lost(facts: Disclosure) -> str:
     found = math.ceil(100 * detectable(facts.epsilon, facts.delta, 0.01) - 1e-9)
     return (
         f"At most {facts.bound}. In words: think of somebody who sees everything that was released and knows every "
-        "other record. If his test wrongly suspects 1 in 100 records that were not used, it finds at most "
+        "other record. If their test wrongly suspects 1 in 100 records that were not used, it finds at most "
         f"{found} in 100 that were. Blind guessing finds 1."
     )
 
 
-def _useful(report: Mapping[str, Any]) -> str:
+def _useful(report: Mapping[str, Any], facts: Disclosure) -> str:
     final, baselines = report["final"], report["baselines"]
     metric = primary_metric(final)
     if not metric:
         return ""
-    words = f"{metric_name(metric)} {figure(final[metric])} on held-out records."
+    told = f"{metric_name(metric)} {figure(final[metric])} on held-out records."
     alone = sorted(f[metric]["value"] for f in baselines["alone"].values() if complete(f.get(metric)))
     if alone:
-        words += f" A site that trains alone under the same limit reaches {alone[0]:.3f} to {alone[-1]:.3f}."
+        limit = " under the same limit" if facts.private else ""
+        told += f" A site that trains alone{limit} reaches {alone[0]:.3f} to {alone[-1]:.3f}."
     if complete(baselines["non_private"].get(metric)):
-        words += f" All together without privacy: {baselines['non_private'][metric]['value']:.3f}."
-    return words
+        told += f" All together without privacy: {baselines['non_private'][metric]['value']:.3f}."
+    return told
 
 
 def primary_metric(final: Mapping[str, Any]) -> str:
@@ -154,6 +168,11 @@ def epsilon(values: float | Sequence[float | None] | None) -> str:
 def plain(value: Any) -> str:
     """A setting as its file would say it, without quotes."""
     return (value or "(empty)") if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def words(key: str) -> str:
+    """`value_bits` -> Value bits"""
+    return key.replace("_", " ").capitalize()
 
 
 def day(created: str) -> str:
