@@ -219,7 +219,7 @@ def _show_simulation(report: Mapping[str, Any]) -> str:
             if site["epsilon"] is not None
             else "no privacy accounted"
         )
-        lines.append(f"{site['site']:<20} {spent}, sent {site['bytes_up']:,} bytes, {len(site['refusals'])} refusals")
+        lines.append(f"{site['site']:<20} {spent}, sent {site['bytes_up']:,} bytes, {site['refusals']} refusals")
     lines += [f"INSECURE: {reason}" for reason in report["insecure"]]
     return "\n".join([*lines, f"report: {report['report']}"])
 

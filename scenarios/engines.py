@@ -40,11 +40,11 @@ def run_local(run: Path, sites: list[Path], on_round: OnRound, deliver: Delivery
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
     contexts = [
-        Context(1, number, {"site-directory": str(site)}, RecordDict(), {}) for number, site in enumerate(sites, 1)
+        Context(1, number, {"site-directory": str(site)}, RecordDict(), {}) for number, site in enumerate(sites, 2)
     ]
     ended: Traffic = []
     app = build_app(on_round, lambda outcome: ended.extend(asdict(link) for link in outcome.links))
-    app(LocalGrid(client_app, contexts, deliver), Context(1, 0, {}, RecordDict(), {"run-directory": str(run)}))
+    app(LocalGrid(client_app, contexts, deliver), Context(1, 1, {}, RecordDict(), {"run-directory": str(run)}))
     return ended
 
 

@@ -10,8 +10,10 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
 
-ERROR_SITE_VANISHED = 2
+NO_SUCH_NODE = 2
+_COORDINATOR_NODE = 1
 Delivery = Callable[[Message], Iterable[Message]]
 
 
@@ -33,6 +35,7 @@ class LocalGrid(Grid):
         self._deliver = deliver
         self._replies: dict[str, list[Message]] = {}
         self._ids = itertools.count(1)
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, _COORDINATOR_NODE
 
     def set_run(self, run: Run) -> None:
         self._run = run
@@ -52,8 +55,8 @@ class LocalGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         ids = []
         for message in messages:
-            message.metadata.message_id = str(next(self._ids))
-            ids.append(message.metadata.message_id)
+            ids.append(str(next(self._ids)))
+            message.metadata.__dict__["_message_id"] = ids[-1]  # as Flower's own grids do
             self._replies[ids[-1]] = list(self._deliver(self._ask(message)))
         return ids
 
@@ -66,5 +69,5 @@ class LocalGrid(Grid):
     def _ask(self, message: Message) -> Message:
         context = self._contexts.get(message.metadata.dst_node_id)
         if context is None:
-            return Message(Error(ERROR_SITE_VANISHED, "no such node"), reply_to=message)
+            return Message(Error(NO_SUCH_NODE, "no such node"), reply_to=message)
         return self._client_app(message, context)

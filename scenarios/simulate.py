@@ -16,7 +16,7 @@ from client.site import Site
 from common.config import to_table
 from common.dp.accounting import NEIGHBOURING
 from common.evaluators.utility import evaluate
-from common.he.scheme import choose_scheme
+from common.he.parameters import choose_scheme
 from common.model_state import ModelState
 from common.models import build, load_parameters, parameters_of, predict
 from common.wire import header_bytes
@@ -147,7 +147,7 @@ def _site_row(observer: Observer, site: Site, traffic: list[dict[str, Any]]) -> 
         "delta": site.settings.policy.delta if ledger else None,
         "bytes_up": link["bytes_up"] if link else 0,
         "bytes_down": link["bytes_down"] if link else 0,
-        "refusals": [{"reason": left["code"], "message": left["message"]} for left in link["refusals"]] if link else [],
+        "refusals": len(link["refusals"]) if link else 0,
         "records": None,
         "noise_multiplier": observer.plan.privacy.noise_multiplier if ledger else None,
         "ledger_head": ledger.head.hex() if ledger else None,
@@ -169,7 +169,7 @@ def _wire(observer: Observer, parameters: int, store: RunStore) -> dict[str, Any
         "bytes_per_update": sent,
         "bytes_up_per_parameter": sent / parameters,
         "header_bytes": head,
-        "scheme": None if scheme is None else {**asdict(scheme), "security_bits": scheme.security_bits},
+        "scheme": {**asdict(scheme), "security_bits": scheme.security_bits} if scheme else {},
     }
 
 

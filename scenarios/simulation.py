@@ -144,6 +144,6 @@ def _fitted(simulation: Simulation, sites: list[Site]) -> Plan:
         require(privacy.delta * smallest < 1, "privacy.delta", privacy.delta, f"below 1/{smallest}, the smallest site")
         if not privacy.noise_multiplier:
             steps = simulation.federation.rounds * simulation.training.local_steps
-            noise = calibrate_noise(privacy.epsilon, privacy.delta, simulation.training.sample_rate, steps)
+            noise = calibrate_noise(privacy, simulation.training.sample_rate, steps)
             privacy = replace(privacy, noise_multiplier=noise)
     return replace(simulation.plan, model=model, privacy=privacy)

@@ -99,7 +99,7 @@ def _rounds(links: Links, store: RunStore, joined: Mapping[str, str], on_round: 
     store.fill_gap(closed)
     _share_key(links, store, joined)
     scheme = choose_scheme(store.plan.encryption.preset, len(store.roster.sites), initial.model.size)
-    return EncryptedRounds(store, links, closed, on_round, scheme, initial.model.size, initial.model_hash.hex())
+    return EncryptedRounds(store, links, closed, on_round, scheme, initial.model.size)
 
 
 def _share_key(links: Links, store: RunStore, joined: Mapping[str, str]) -> None:
