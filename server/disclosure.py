@@ -5,12 +5,12 @@ off, and a switch this file does not know voids the privacy bound.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-READABLE_UPDATES = "updates travelled readable"
-NO_DIFFERENTIAL_PRIVACY = "no differential privacy: nothing limits what the model says about a record"
+READABLE = "updates travelled readable"  # how a report's reasons begin that are told by the settings as well
+NO_PRIVACY = "no differential privacy"
 
 Level = Literal["no", "limited", "yes"]
 
@@ -37,7 +37,7 @@ class Disclosure:
 
     private: every site's update is (epsilon, delta)-differentially private for each record. void: reasons why that
     does not hold in this run although it was asked for. smallest_sum: the fewest sites added up in one round.
-    epsilon: the most that a record of any site has lost; infinity when the report does not say.
+    epsilon: the most that a record of any site has lost by now, at `delta`; infinity when the report does not say.
     """
 
     encrypted: bool
@@ -55,8 +55,8 @@ class Disclosure:
         federation, encryption = report["config"]["federation"], report["config"]["encryption"]
         privacy = {**report["config"]["privacy"], **report["privacy"]}
         sites, rounds = report["sites"], report["rounds"]
-        spent = [site["epsilon"] for site in sites if site["epsilon"] is not None]
-        fewest = min((len(sites) - len(entry["left_out"]) for entry in rounds), default=len(sites))
+        charged = [site for site in sites if site["epsilon"] is not None]
+        fewest = min((_added_up(entry, len(sites)) for entry in rounds), default=len(sites))
         min_cohort = federation.get("min_cohort", 2)
         return cls(
             encrypted=encryption.get("preset", "none") != "none",
@@ -65,14 +65,14 @@ class Disclosure:
             reveal=federation.get("reveal", "every-round"),
             min_cohort=min_cohort,
             smallest_sum=max(fewest, min_cohort),
-            epsilon=_or(max(spent, default=privacy.get("epsilon")), math.inf),
-            delta=_or(privacy.get("delta"), 1.0),
+            epsilon=_most((site["epsilon"] for site in charged), privacy.get("epsilon"), math.inf),
+            delta=_most((site["delta"] for site in charged), privacy.get("delta"), 1.0),
             insecure=tuple(report["insecure"]),
         )
 
     @property
     def void(self) -> tuple[str, ...]:
-        return tuple(reason for reason in self.insecure if reason != READABLE_UPDATES)
+        return tuple(reason for reason in self.insecure if not reason.startswith((READABLE, NO_PRIVACY)))
 
     @property
     def bounded(self) -> bool:
@@ -81,16 +81,22 @@ class Disclosure:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before anything else; empty when every protection was on."""
-        readable = () if self.encrypted or READABLE_UPDATES in self.insecure else (READABLE_UPDATES,)
-        return (*self.insecure, *readable, *(() if self.private else (NO_DIFFERENTIAL_PRIVACY,)))
+        facts = {READABLE: not self.encrypted, NO_PRIVACY: not self.private}
+        told = {start for start in facts if any(reason.startswith(start) for reason in self.insecure)}
+        return (*self.insecure, *(start for start, holds in facts.items() if holds and start not in told))
 
     @property
     def bound(self) -> str:
         return f"ε = {round_up(self.epsilon)}, δ = {self.delta:g}"
 
 
-def _or(number: float | None, otherwise: float) -> float:
-    return otherwise if number is None else number
+def _added_up(entry: Mapping[str, Any], sites: int) -> int:
+    return len(entry["sites"]) if entry["sites"] is not None else sites - len(entry["left_out"])
+
+
+def _most(charged: Iterable[float | None], agreed: float | None, unknown: float) -> float:
+    known = [value for value in charged if value is not None] or [value for value in [agreed] if value is not None]
+    return max(known, default=unknown)
 
 
 def round_up(epsilon: float) -> str:

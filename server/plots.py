@@ -89,7 +89,7 @@ def comparison(
 
 
 def epsilon_by_round(spent: Mapping[str, Mapping[int, float]], limit: float | None, alt: str) -> str:
-    """spent: site -> round -> epsilon so far.   limit: the agreed epsilon, drawn as a line."""
+    """spent: site -> round -> epsilon so far.   limit: where the ledgers refuse, drawn as a line."""
 
     def paint(ax: "Axes") -> None:
         rounds = sorted({r for by_round in spent.values() for r in by_round})
@@ -110,9 +110,7 @@ def epsilon_by_round(spent: Mapping[str, Mapping[int, float]], limit: float | No
             ax.annotate(label, (rounds[-1], height), (6, 0), **{**_BESIDE, "va": "top"})
         if limit is not None:
             ax.axhline(limit, color=_RED, linewidth=1.2, linestyle=(0, (4, 3)))
-            ax.annotate(
-                f"agreed limit {limit:g}", (0, limit), (2, 4), ("axes fraction", "data"), "offset points", color=_RED
-            )
+            ax.annotate(f"limit {limit:g}", (0, limit), (2, 4), ("axes fraction", "data"), "offset points", color=_RED)
         ax.set(xlabel="round", ylabel="ε spent", ylim=(0, top * 1.15))
         ax.grid(axis="y")
         _whole_rounds(ax)

@@ -29,7 +29,7 @@ from server.summary import (
 )
 
 _TABLES = ("federation", "model", "training", "privacy", "encryption", "data", "simulation")
-_ROUND = {"round": 0, "seconds": None, "metrics": {}, "epsilon": {}, "left_out": []}
+_ROUND = {"round": 0, "seconds": None, "metrics": {}, "epsilon": {}, "sites": None, "left_out": []}
 _SITE = dict.fromkeys(
     ("site", "epsilon", "delta", "noise_multiplier", "bytes_up", "bytes_down", "refusals", "records", "ledger_head")
 )
@@ -83,7 +83,7 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         gaps=not_protected(facts, simulated),
         metrics={key: how for key, (_, how) in METRICS.items() if key in report["final"]},
         plots={key: Markup(svg) for key, svg in _plots(report, facts).items()},  # noqa: S704  # escaped as XML
-        incidents=[(entry["round"], out) for entry in report["rounds"] for out in entry["left_out"]],
+        absences=[(entry["round"], out) for entry in report["rounds"] for out in entry["left_out"]],
     )
 
 
@@ -99,7 +99,7 @@ def _filled(report: Mapping[str, Any]) -> dict[str, Any]:
     filled["baselines"] = {"non_private": {}, "alone": {}, **report.get("baselines", {})}
     filled["rounds"] = [{**_ROUND, **entry} for entry in report.get("rounds", [])]
     filled["sites"] = [{**_SITE, **site} for site in report.get("sites", [])]
-    filled["wire"] = {**_WIRE, "scheme": {}, **report.get("wire", {})}
+    filled["wire"] = {**_WIRE, "scheme": None, **report.get("wire", {})}
     return filled
 
 
@@ -127,7 +127,8 @@ def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
             if value is not None:
                 spent.setdefault(site, {})[entry["round"]] = value
     if spent and facts.private:
-        limit = report["config"]["privacy"].get("epsilon")
+        config = report["config"]
+        limit = config["simulation"].get("site_epsilon") or config["privacy"].get("epsilon")
         highest = max(value for by_round in spent.values() for value in by_round.values())
         alt = f"ε spent by {count(len(spent), 'site')} after each round, at the end at most {round_up(highest)}."
         drawn["epsilon"] = plots.epsilon_by_round(spent, limit, alt)
