@@ -1,0 +1,207 @@
+"""What one data set of one site has lost, over all runs, kept where a restart or a new job cannot forget it.
+
+A charge is on disk before anything it pays for may leave the site. So a crash can overcharge, never undercharge.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.append_log import AppendLog, Sign, Verify
+from common.dp import accounting
+from common.dp.events import DpEvent, event_from_dict, event_to_dict
+from common.errors import BudgetExceeded, ConfigError, PrivacyError, TrustError
+from common.federation import require
+
+
+@dataclass(frozen=True)
+class PrivacyBudget:
+    """The most one record's owner may ever lose. No `+`: only an accountant composes costs."""
+
+    epsilon: float
+    delta: float
+
+    def __post_init__(self) -> None:
+        require(0 < self.epsilon < math.inf, "budget.epsilon", self.epsilon, "positive and finite")
+        require(0 < self.delta < 0.1, "budget.delta", self.delta, "above 0, below 1 / records of the data set")
+
+
+@dataclass(frozen=True)
+class Charge:
+    """What was released on account of one purpose in one round of one run."""
+
+    run: str
+    round_number: int
+    purpose: str
+    events: tuple[DpEvent, ...]
+
+    def __post_init__(self) -> None:
+        require(bool(self.run), "run", self.run, "a non-empty name")
+        require(type(self.round_number) is int and self.round_number >= 0, "round", self.round_number, "0 or more")
+        require(bool(self.purpose), "purpose", self.purpose, "train, metrics, statistics, tuning, ...")
+        require(bool(self.events), "events", self.events, "what was released: at least one event")
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.run, self.round_number, self.purpose
+
+
+class Ledger:
+    """One file per site and data set, in all processes that ever train on it. Made by `open` or `read`."""
+
+    def __init__(self, log: AppendLog) -> None:
+        self._log = log
+        self._seen = 0  # entries of the log that the fields below tell of
+        self._charges: dict[tuple[str, int, str], Charge] = {}
+        self._update()
+        if not self._seen:
+            raise TrustError(f"{log.path} is empty: not a ledger")
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        site: str,
+        data_set: str,
+        budget: PrivacyBudget,
+        witness: Path | None = None,
+        sign: Sign | None = None,
+        verify: Verify | None = None,
+    ) -> "Ledger":
+        """The ledger at `path`, made if need be. From now on `budget` is the cap; a change of it is on record too.
+
+        witness, sign, verify: as in AppendLog. Raises TrustError if the file was tampered with (naming the line),
+        was rolled back, or belongs to another site or data set.
+        """
+        log = AppendLog(path, witness, sign, verify)
+        with log.exclusive():
+            cap = {"epsilon": budget.epsilon, "delta": budget.delta}
+            if not log.entries():
+                owner = {"kind": "ledger", "version": 1, "site": site, "data_set": data_set}
+                about = {"neighbouring": accounting.NEIGHBOURING, "unit": accounting.UNIT}
+                log.append({**owner, **about, **cap})
+            ledger = cls(log)
+            if (ledger.site, ledger.data_set) != (site, data_set):
+                raise TrustError(
+                    f"{path}, line 1: the ledger of data set {ledger.data_set!r} at {ledger.site!r}, not of "
+                    f"{data_set!r} at {site!r}"
+                )
+            if ledger.budget != budget:
+                log.append({"kind": "budget", **cap})
+                ledger._update()
+            return ledger
+
+    @classmethod
+    def read(cls, path: Path, witness: Path | None = None, verify: Verify | None = None) -> "Ledger":
+        """The ledger as it is now, every line verified, without a lock. It can be asked but not charged."""
+        return cls(AppendLog(path, witness, verify=verify, read_only=True))
+
+    @property
+    def entries(self) -> tuple[Charge, ...]:
+        return tuple(self._charges.values())
+
+    @property
+    def events(self) -> tuple[DpEvent, ...]:
+        """Everything ever released from this data set."""
+        return tuple(event for charge in self._charges.values() for event in charge.events)
+
+    @property
+    def epsilon(self) -> float:
+        """What has been lost at the budget's delta."""
+        return accounting.epsilon(self.events, self.budget.delta)
+
+    @property
+    def remaining_epsilon(self) -> float:
+        """Budget less what has been lost. Costs do not add up exactly; ask `require` whether something fits."""
+        return max(0.0, self.budget.epsilon - self.epsilon)
+
+    @property
+    def head(self) -> bytes:
+        """Fixes all entries: sign it or give it to others, and this ledger cannot be rolled back unnoticed."""
+        return self._log.head
+
+    def charged(self, run: str, round_number: int, purpose: str = "train") -> bool:
+        """Whether this has been paid for, on disk."""
+        return (run, round_number, purpose) in self._charges
+
+    def require(self, events: Sequence[DpEvent]) -> None:
+        """Raise BudgetExceeded unless `events` can be released as well. Nothing is written."""
+        total = accounting.epsilon((*self.events, *events), self.budget.delta)
+        if not total <= self.budget.epsilon:  # NaN refuses too
+            raise BudgetExceeded(
+                f"data set {self.data_set!r} at {self.site!r} would come to epsilon {total:.4f}, over its budget of "
+                f"{self.budget.epsilon:g} at delta {self.budget.delta:g}; {self.remaining_epsilon:.4f} remains",
+                "fewer rounds or more noise; only the site's own administrator can raise the budget",
+            )
+
+    def charge(self, run: str, round_number: int, events: Sequence[DpEvent], purpose: str = "train") -> None:
+        """Pay for `events`, on disk before this returns; only then may they be released.
+
+        Raises BudgetExceeded as `require` does, PrivacyError if this purpose of this round was paid for before.
+        """
+        charge = Charge(run, round_number, purpose, tuple(events))
+        with self._log.exclusive():
+            self._update()
+            if charge.key in self._charges:
+                raise PrivacyError(f"{purpose} of round {round_number} of run {run} was charged before")
+            self.require(charge.events)
+            self._log.append(_charge_to_dict(charge))
+            self._update()
+
+    def to_report(self) -> dict[str, object]:
+        """What `veilfed site ledger show --json` prints."""
+        return {
+            "site": self.site,
+            "data_set": self.data_set,
+            "entries": len(self._charges),
+            "epsilon": self.epsilon,
+            "delta": self.budget.delta,
+            "remaining_epsilon": self.remaining_epsilon,
+            "budget_epsilon": self.budget.epsilon,
+            "neighbouring": accounting.NEIGHBOURING,
+            "unit": accounting.UNIT,
+            "sampling": accounting.SAMPLING,
+            "adversary": accounting.ADVERSARY,
+            "accountant": accounting.ACCOUNTANT,
+            "head": self.head.hex(),
+            "verified": True,  # a ledger that does not verify cannot be opened
+        }
+
+    def _update(self) -> None:
+        """Follow the log, whoever wrote to it."""
+        for entry in self._log.entries()[self._seen :]:
+            try:
+                self._follow(entry.record)
+            except (ConfigError, KeyError, TypeError, ValueError) as error:
+                raise TrustError(f"{self._log.path}, line {entry.index + 1}: not an entry of a ledger") from error
+            self._seen += 1
+
+    def _follow(self, record: Mapping[str, Any]) -> None:
+        match record["kind"]:
+            case "ledger" if self._seen == 0 and record["version"] == 1:
+                self.site, self.data_set = str(record["site"]), str(record["data_set"])
+                self.budget = PrivacyBudget(float(record["epsilon"]), float(record["delta"]))
+            case "budget" if self._seen:
+                self.budget = PrivacyBudget(float(record["epsilon"]), float(record["delta"]))
+            case "charge" if self._seen:
+                charge = _charge_from_dict(record)
+                self._charges[charge.key] = charge
+            case kind:
+                raise ValueError(f"{kind} does not belong here")
+
+
+def _charge_to_dict(charge: Charge) -> dict[str, object]:
+    return {
+        "kind": "charge",
+        "run": charge.run,
+        "round": charge.round_number,
+        "purpose": charge.purpose,
+        "events": [event_to_dict(event) for event in charge.events],
+    }
+
+
+def _charge_from_dict(record: Mapping[str, Any]) -> Charge:
+    events = tuple(event_from_dict(event) for event in record["events"])
+    return Charge(record["run"], record["round"], record["purpose"], events)
