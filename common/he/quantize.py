@@ -16,7 +16,7 @@ from common.errors import InvalidUpdate
 from common.federation import require
 from common.updates import Clipped, Vector
 
-Bound = float | Vector  # largest magnitude of a coordinate, model units: one for all, or (d,), constant within a layer
+Bound = float | NDArray[np.floating]  # largest magnitude of a coordinate, model units: one for all, or (d,), constant within a layer
 _ROUNDING_CHANCE = math.exp(-0.5)  # beta of Kairouz et al.: conditional rounding is repeated 2.6 times on average
 
 
@@ -62,7 +62,7 @@ def quantize_conditionally(
 
 def dequantize_sum(total: NDArray[np.int64], largest: Bound, bits: int) -> Vector:
     """A sum of quantized updates in model units. largest: as `quantize` was given it, `max_norm` by default."""
-    return total * step(largest, bits)
+    return np.multiply(total, step(largest, bits), dtype=np.float64)
 
 
 def step(largest: Bound, bits: int) -> Bound:
@@ -118,10 +118,10 @@ def largest_after_rotation(max_norm: float, d: int, chance: float = 1e-6) -> flo
     return min(max_norm, max_norm * math.sqrt(2 * math.log(2 * d / chance) / (1 << (d.bit_length() - 1))))
 
 
-def _rotation(d: int, seed: bytes) -> tuple[slice, slice, Vector]:
+def _rotation(d: int, seed: bytes) -> tuple[slice, slice, NDArray[np.int8]]:
     size = 1 << (d.bit_length() - 1)
     coins = np.unpackbits(np.frombuffer(hashlib.shake_256(seed).digest(-(-size // 4)), np.uint8))[: 2 * size]
-    return slice(0, size), slice(d - size, d), 1.0 - 2.0 * coins.reshape(2, size)
+    return slice(0, size), slice(d - size, d), 1 - 2 * coins.reshape(2, size).astype(np.int8)
 
 
 def _hadamard(values: Vector) -> Vector:
