@@ -18,7 +18,7 @@ METRICS = {  # key -> name, how to read it; the first that a report has is the o
     "loss": ("Log loss", "Log loss: the mean surprise at the true class. Lower is better, 0 is perfect."),
 }
 _PROMISES = {  # key -> what it is called
-    "unit": "What is protected",
+    "unit": "Unit of protection",
     "neighbouring": "Neighbouring data sets",
     "epsilon": "Agreed ε",
     "delta": "Agreed δ",

@@ -1,0 +1,405 @@
+"""The report: one safe, self-contained page that agrees with its JSON, and never claims more than the run did."""
+
+import copy
+import hashlib
+import json
+import math
+import os
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.report import write_report
+
+SITES = ("north", "south", "east", "west")
+VOID = {"meta", "link", "br", "hr", "img", "input", "area", "base", "col", "embed", "source", "track", "wbr"}
+
+
+def figures(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.03, "high": value + 0.03}
+
+
+def a_report(**changes: Any) -> dict[str, Any]:
+    metrics = {"auc": figures(0.85), "accuracy": figures(0.78), "loss": figures(0.47)}
+    return {
+        "outcome": "done",
+        "report": "",
+        "run": "5f2c9a61",
+        "created": "2025-11-23T20:21:07+00:00",
+        "insecure": [],
+        "engine": "local",
+        "config": {
+            "federation": {"name": "heart", "rounds": 3, "min_cohort": 3, "reveal": "final"},
+            "model": {"factory": "logistic", "inputs": [28], "classes": 2},
+            "training": {"local_steps": 5},
+            "privacy": {"mode": "local", "epsilon": 3.0, "delta": 1e-3},
+            "encryption": {"preset": "compact"},
+            "data": {"loader": "heart", "options": {}},
+            "simulation": {"baselines": True, "site_epsilon": 0.0},
+        },
+        "versions": {"veilfed": "0.1.0", "python": "3.11.2"},
+        "rounds": [
+            {
+                "round": number,
+                "seconds": 0.13,
+                "train_s": 0.05,
+                "encrypt_s": 0.02,
+                "sum_s": 0.004,
+                "open_s": 0.02,
+                "metrics": metrics,
+                "epsilon": dict.fromkeys(SITES, float(number) - 0.01),
+                "left_out": [{"site": "west", "reason": "WireError", "message": "too short"}] if number == 2 else [],
+            }
+            for number in (1, 2, 3)
+        ],
+        "final": metrics,
+        "final_by_site": {site: {"auc": figures(0.8)} for site in SITES},
+        "baselines": {"non_private": metrics, "alone": {site: {"auc": figures(0.7)} for site in SITES}},
+        "sites": [
+            {
+                "site": site,
+                "epsilon": 2.99,
+                "delta": 1e-3,
+                "bytes_up": 29_472,
+                "bytes_down": 31_000,
+                "refusals": 0,
+                "records": None,
+                "noise_multiplier": 1.83,
+                "ledger_head": hashlib.sha256(site.encode()).hexdigest(),
+            }
+            for site in SITES
+        ],
+        "wire": {
+            "parameters": 29,
+            "bytes_up_per_parameter": 338.7,
+            "bytes_per_update": 9824,
+            "header_bytes": 346,
+            "scheme": {"preset": "compact", "security_bits": 128},
+        },
+        "privacy": {"mode": "local", "unit": "record", "epsilon": 3.0, "delta": 1e-3, "sampling": "poisson"},
+        **changes,
+    }
+
+
+def configured(**tables: Any) -> dict[str, Any]:
+    """A report whose configuration differs in these tables, told everywhere alike. Without figures: they take time."""
+    report = copy.deepcopy(a_report())
+    for part in ("final", "baselines"):
+        del report[part]
+    report["rounds"] = [{"round": entry["round"], "left_out": entry["left_out"]} for entry in report["rounds"]]
+    for site in report["sites"]:
+        del site["bytes_up"]
+    for name, values in tables.items():
+        report["config"][name].update(values)
+    report["privacy"]["mode"] = report["config"]["privacy"]["mode"]
+    return report
+
+
+class Page(HTMLParser):
+    """The page as a strict reader sees it: every element closed in order, text and attributes kept."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.rows: list[str] = []
+        self.alarm: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attrs)) == len(attrs), f"<{tag}> says an attribute twice"
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag if dict(attrs).get("class") != "alarm" else "div.alarm")
+        if tag == "tr":
+            self.rows.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop().split(".")[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.words.append(data)
+        if "tr" in self.open:
+            self.rows[-1] += data.replace("\n", " ")
+        if "div.alarm" in self.open:
+            self.alarm.append(data.strip())
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+    def row(self, start: str) -> str:
+        return next(" ".join(row.split()) for row in self.rows if row.strip().startswith(start))
+
+
+@pytest.fixture
+def page_of(tmp_path):
+    def write(report: dict[str, Any]) -> Page:
+        return Page(write_report(tmp_path, report).read_text())
+
+    return write
+
+
+def test_the_page_says_what_a_privacy_officer_asks(page_of):
+    page = page_of(a_report())
+    for words in (
+        "A model (logistic) of 29 numbers, on the heart records, in 3 rounds.",
+        "4 sites: north, south, east, west.",
+        "One encrypted update of 9.8 kB in each of 3 rounds.",
+        "At most ε = 2.99, δ = 0.001.",
+        "it finds at most 20 in 100 that were",
+        "AUC 0.850 (0.820 to 0.880) on held-out records.",
+        "A site that trains alone under the same limit reaches 0.700 to 0.700.",
+        "No test-only switch was on.",
+        "WireError",
+        "23 November 2025, 20:21 UTC",
+        "Learning rate, rounds and other settings were chosen in advance.",
+    ):
+        assert words in page.text
+    assert page.alarm == []
+
+
+def test_the_page_loads_nothing_runs_nothing_and_every_id_is_used_once(page_of):
+    page = page_of(a_report())
+    names = [tag for tag, _ in page.tags]
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form", "image"} & set(names)
+    for tag, attributes in page.tags:
+        assert not {"src", "srcset", "action", "background", "data"} & set(attributes), tag
+        assert not [name for name in attributes if name.startswith("on")], tag
+        assert (attributes.get("href") or "#").startswith("#"), tag
+        assert "url(" not in (attributes.get("style") or "").replace("url(#", "")
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def test_no_address_of_the_outside_world_is_in_the_page(tmp_path):
+    html = write_report(tmp_path, a_report()).read_text()
+    assert "://" not in html
+    assert "@import" not in html
+
+
+def test_figures_are_described_and_tables_have_headers(page_of):
+    page = page_of(a_report())
+    drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(drawings) == 5
+    assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
+    assert any("in round 3" in (drawing["aria-label"] or "") for drawing in drawings)
+    assert all(attributes["scope"] in ("row", "col") for tag, attributes in page.tags if tag == "th")
+    assert dict(page.tags)["html"] == {"lang": "en"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\frac{1}{0}$", "{{ 7*7 }}", "a\x00\nb", "患者"],
+)
+def test_a_hostile_name_is_only_a_name(page_of, name):
+    report = json.loads(json.dumps(a_report()).replace('"west"', json.dumps(name)))
+    report["config"]["federation"]["name"] = name
+    report["config"]["data"]["options"] = {name: name}
+    report["rounds"][0]["left_out"] = [{"site": name, "reason": name, "message": name}]
+    report["insecure"] = [name]
+    report["versions"] = {name: name}
+    page = page_of(report)
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
+    assert "49" not in page.text.split("Who learns what")[0]
+
+
+def test_json_round_trips_and_the_page_carries_its_fingerprint(tmp_path, page_of):
+    page = page_of(a_report())
+    data = (tmp_path / "report.json").read_bytes()
+    assert json.loads(data) == a_report()
+    assert hashlib.sha256(data).hexdigest() in page.text
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    report = a_report(sites=[{"site": "north", "epsilon": math.inf, "delta": math.nan, "bytes_up": 1, "bytes_down": 1}])
+    report["rounds"][0]["metrics"] = {"auc": {"value": math.nan, "low": math.nan, "high": -math.inf}}
+    html = write_report(tmp_path, report).read_text()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    read = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
+    assert read["sites"][0]["epsilon"] is None
+    assert read["rounds"][0]["metrics"]["auc"]["value"] is None
+    assert "nan" not in html.lower().replace("finance", "")
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path):
+    shuffled = dict(reversed(a_report().items()))
+    one, other = write_report(tmp_path / "one", a_report()), write_report(tmp_path / "other", shuffled)
+    assert one.read_bytes() == other.read_bytes()
+    assert one.with_suffix(".json").read_bytes() == other.with_suffix(".json").read_bytes()
+
+
+@pytest.mark.parametrize("stop_at", [1, 2])
+def test_a_crash_leaves_whole_files_only(tmp_path, monkeypatch, stop_at):
+    """The first or the second file cannot be put in place, as when the disk is full: what is there stays whole."""
+    write_report(tmp_path, a_report(run="before"))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    calls, real = [], os.replace
+
+    def replace(source: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) == stop_at:
+            raise OSError("no space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match="no space"):
+        write_report(tmp_path, a_report(run="after"))
+    assert {path.name for path in tmp_path.iterdir()} == set(before)
+    assert (tmp_path / "report.html").read_bytes() == before["report.html"]
+    assert json.loads((tmp_path / "report.json").read_text())["run"] == ("before" if stop_at == 1 else "after")
+
+
+def test_nothing_is_written_when_the_page_cannot_be_made(tmp_path):
+    with pytest.raises(TypeError):
+        write_report(tmp_path, a_report(run={"a", "set"}))
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.sets(st.sampled_from(sorted(a_report()))), st.sets(st.sampled_from(sorted(a_report()["config"]))))
+def test_whatever_is_missing_leaves_its_part_out(tmp_path_factory, missing, missing_tables):
+    report = {key: value for key, value in a_report().items() if key not in missing}
+    if "config" in report:
+        report["config"] = {key: value for key, value in report["config"].items() if key not in missing_tables}
+    page = Page(write_report(tmp_path_factory.mktemp("report"), report).read_text())
+    assert "Who learns what" in page.text
+    assert ("Compared" in page.text) == (not {"baselines", "final"} & missing)
+
+
+def test_bare_rows_are_enough(page_of):
+    page = page_of({"outcome": "done", "sites": [{"site": "a"}, {"site": "b"}], "rounds": [{"round": 1}], "wire": {}})
+    assert "2 sites: a, b." in page.text
+
+
+def test_hundred_sites_and_one_round_are_drawn(page_of):
+    names = [f"site-{number}" for number in range(100)]
+    report = a_report(
+        sites=[{**a_report()["sites"][0], "site": name} for name in names],
+        rounds=[{**a_report()["rounds"][0], "epsilon": dict.fromkeys(names, 1.0)}],
+        baselines={"non_private": {}, "alone": {name: {"auc": figures(0.7)} for name in names}},
+    )
+    page = page_of(report)
+    assert "and 88 more" in page.text
+    assert "the best, the middle and the worst" in page.text
+    assert sum(tag == "svg" for tag, _ in page.tags) == 5
+
+
+def test_encrypted_run_tells_of_collusion_and_hides_updates_from_the_coordinator(page_of):
+    page = page_of(configured())
+    assert "No It holds ciphertexts, and no key." in page.row("The coordinator No")
+    together = page.row("The coordinator together")
+    assert "Yes One has the ciphertexts, the other has the key. Masks are not in place yet." in together
+    assert "It is noisy" in together
+    assert "The key lies there too" in page.row("A thief")
+    assert "Masks against this are not in place yet." in page.text
+
+
+def test_masks_close_collusion(page_of):
+    page = page_of(configured(encryption={"masks": True}))
+    assert "No Masks hide each update." in page.row("The coordinator together")
+    assert "The key lies there too" not in page.row("A thief")
+    assert "not in place yet" not in page.text
+
+
+def test_masks_cannot_help_where_only_two_sites_are_added_up(page_of):
+    page = page_of(
+        configured(encryption={"masks": True}, federation={"min_cohort": 2}) | {"sites": a_report()["sites"][:2]}
+    )
+    assert "Yes In a round of two sites it can subtract its own part" in page.row("One other site")
+    assert "Yes In a round of two sites it can subtract its own part" in page.row("The coordinator together")
+    assert "The plan lets a round close with two sites." in page.text
+
+
+def test_readable_updates_are_said_to_be_readable_even_if_nobody_flagged_them(page_of):
+    page = page_of(configured(encryption={"preset": "none"}))
+    assert "Updates travelled readable." in page.alarm
+    assert "Yes Every update arrives readable. It is noisy" in page.row("The coordinator Yes")
+    assert "One readable update" in page.text
+    assert "For each record at most ε = 2.99, δ = 0.001." in page.row("The coordinator Yes")
+
+
+def test_without_differential_privacy_no_limit_is_claimed(page_of):
+    page = page_of(configured(privacy={"mode": "none"}))
+    assert "No differential privacy." in page.alarm
+    assert "At most ε" not in page.text
+    assert "at most ε" not in page.text
+    assert "There is no limit." in page.text
+    for party in ("The coordinator No", "One other site", "A reader"):
+        assert "No limit. A model or update without noise can give records away." in page.row(party)
+
+
+@pytest.mark.parametrize("mode", ["distributed", "site", "surprise"])
+def test_a_mode_this_page_does_not_know_is_not_praised(page_of, mode):
+    assert "At most ε" not in page_of(configured(privacy={"mode": mode})).text
+
+
+@pytest.mark.parametrize(
+    "reason", ["noise and sampling were fixed by a test-only switch: anyone can subtract it", "a switch of next year"]
+)
+def test_a_test_only_switch_voids_the_limit_in_red(page_of, reason):
+    page = page_of(configured() | {"insecure": [reason]})
+    assert f"{reason[0].upper()}{reason[1:]}." in page.alarm
+    assert "There is no limit that holds." in page.text
+    assert "at most ε" not in page.text
+    assert "No limit holds. See the red box." in page.row("A reader")
+
+
+def test_a_reason_is_told_once(page_of):
+    report = configured(encryption={"preset": "none"}, privacy={"mode": "none"})
+    report["insecure"] = ["updates travelled readable and unsigned", "no differential privacy: records may leak"]
+    assert page_of(report).text.count("ravelled readable") == 1
+    assert [line for line in page_of(report).alarm if line.endswith(".")] == [
+        "Updates travelled readable and unsigned.",
+        "No differential privacy: records may leak.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reveal", "told"),
+    [
+        ("never", "No It holds encrypted sums, and no key. No It can read nothing"),
+        ("final", "Limited The final model only."),
+        ("every-round", "Yes After every round."),
+    ],
+)
+def test_the_coordinator_learns_the_model_as_agreed(page_of, reveal, told):
+    assert told in page_of(configured(federation={"reveal": reveal})).row("The coordinator No")
+
+
+def test_what_an_earlier_run_spent_counts(page_of):
+    report = configured()
+    report["sites"][2]["epsilon"] = 4.231
+    page = page_of(report)
+    assert "At most ε = 4.24" in page.text, "rounded up, never down"
+    assert "at most ε = 4.24" in page.row("A reader")
+
+
+def test_an_unfinished_run_says_so(page_of):
+    assert "This run is not finished" in page_of(configured() | {"outcome": "stopped"}).alarm
+
+
+def test_slow_libraries_wait_until_a_report_is_written():
+    import subprocess
+    import sys
+
+    check = "import sys, server.report; sys.exit(bool({'matplotlib', 'jinja2', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check]).returncode == 0
