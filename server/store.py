@@ -10,6 +10,7 @@ DIR/model              model state (readable runs), DIR/released.safetensors  th
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,10 @@ class RunStore:
 
     def rounds(self) -> list[dict[str, Any]]:
         """The records of the rounds that are closed, oldest first."""
-        return [dict(entry.record) for entry in self._log().entries()]
+        return [dict(entry.record) for entry in self._log.entries()]
 
     def record_round(self, record: Mapping[str, Any]) -> None:
-        self._log().append(record)
+        self._log.append(record)
 
     def fill_gap(self, closed: int) -> None:
         """Record the rounds whose result is on disk but whose record a crash prevented; their times are unknown."""
@@ -102,5 +103,6 @@ class RunStore:
     def _aggregate(self, round_number: int) -> Path:
         return self.directory / "aggregates" / f"{round_number:06d}"
 
+    @cached_property
     def _log(self) -> AppendLog:
-        return AppendLog(self.directory / "rounds.jsonl")
+        return AppendLog.open(self.directory / "rounds.jsonl")

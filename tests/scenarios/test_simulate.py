@@ -273,7 +273,7 @@ def veilfed(*arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-m", "scenarios.cli", *arguments],
         capture_output=True,
         text=True,
-        cwd=cwd or ROOT,
+        cwd=ROOT,
         timeout=280,
     )
 
