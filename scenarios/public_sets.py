@@ -1,9 +1,7 @@
 """The public data sets a simulation can use, read whole: facts that need no reading, and the pools themselves."""
 
 import hashlib
-import importlib.util
-import os
-import tempfile
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,7 +15,8 @@ from client import features as extractors
 from client.datasets import Records, read_adult, read_heart, read_idx
 from client.tables import ADULT, HEART, HEART_SITES
 from common.errors import ConfigError
-from scenarios.fetch import cache_directory, find
+from common.files import write_atomically
+from scenarios.fetch import cache_directory, find, scikit_learn_data
 
 Features = Literal["none", "hog", "scattering"]
 
@@ -128,10 +127,8 @@ def _breast_cancer() -> Pool:
 
 def _scikit_learn_table(file: str, skip_header: int = 0) -> NDArray[np.float64]:
     """A table that scikit-learn ships, read without importing scikit-learn, which takes two seconds."""
-    package = importlib.util.find_spec("sklearn")
-    folders = package.submodule_search_locations if package else None
-    path = Path(folders[0], "datasets", "data", file) if folders else None
-    if path is None or not path.is_file():
+    path = scikit_learn_data() / file
+    if not path.is_file():
         from sklearn.datasets import load_breast_cancer, load_digits
 
         load = load_digits if file.startswith("digits") else load_breast_cancer
@@ -167,11 +164,11 @@ def _extracted(images: list[Path], features: Features) -> NDArray[np.float16]:
         return np.load(cached, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError):  # not there yet, or not a whole file
         extracted = getattr(extractors, features)(_read_images(images)).astype(np.float16)
+    buffer = io.BytesIO()
+    np.save(buffer, extracted)
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as part:
-            np.save(part, extracted)
-        os.replace(part.name, cached)
+        write_atomically(cached, buffer.getvalue(), 0o644)
     except OSError:  # a full or read-only disk costs the next run ten seconds, and nothing else
         pass
     return extracted
