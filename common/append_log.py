@@ -72,7 +72,9 @@ class AppendLog:
         self._descriptor: int | None = None  # while it is our turn
         if read_only:
             witnessed = self._read_witness()  # first, as the log only grows
-            self._take(path.read_bytes())
+            rest = self._take(path.read_bytes())
+            if self._is_next(rest):
+                self._take(rest + b"\n")
             self._compare(*witnessed)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +129,7 @@ class AppendLog:
             raise TrustError(f"{self.path} was rolled back or truncated while in use: {size} of {self._offset} bytes")
         if size > self._offset:
             torn = self._take(os.pread(descriptor, size - self._offset, self._offset))
-            if torn and self._is_next(torn):
+            if self._is_next(torn):
                 os.write(descriptor, b"\n")
                 self._take(torn + b"\n")
             elif torn:
@@ -194,8 +196,8 @@ class AppendLog:
 
     def _write_witness(self) -> None:
         if self._witness is not None:
-            head = {"entries": len(self._entries), "head": self.head.hex()}
-            write_atomically(self._witness, rfc8785.dumps(head))
+            seen: dict[str, Any] = {"entries": len(self._entries), "head": self.head.hex()}
+            write_atomically(self._witness, rfc8785.dumps(seen))
 
 
 def _core(index: int, previous: bytes, record: Mapping[str, Any]) -> bytes:
