@@ -26,7 +26,7 @@ _REST = ("evaluate and the rest", "#c3cad1")
 _MARKS = {"ours": (_BLUE, "o", _BLUE), "alone": (_ORANGE, "s", "white"), "non_private": (_MUTED, "D", "white")}
 FEW = 12  # sites that are shown one by one; of more, only a summary is legible
 _HEIGHT, _ROW = 2.9, 0.31  # inches
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",

@@ -29,7 +29,7 @@ from server.summary import (
 )
 
 _TABLES = ("federation", "model", "training", "privacy", "encryption", "data", "simulation")
-_ROUND = {"round": 0, "seconds": None, "metrics": {}, "epsilon": {}, "sites": None, "left_out": []}
+_ROUND: dict[str, Any] = {"round": 0, "seconds": None, "metrics": {}, "epsilon": {}, "sites": None, "left_out": []}
 _SITE = dict.fromkeys(
     ("site", "epsilon", "delta", "noise_multiplier", "bytes_up", "bytes_down", "refusals", "records", "ledger_head")
 )

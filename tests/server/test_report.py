@@ -203,7 +203,7 @@ def test_figures_are_described_and_tables_have_headers(page_of):
 
 @pytest.mark.parametrize(
     "name",
-    ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\frac{1}{0}$", "{{ 7*7 }}", "a\x00\nb", "患者"],
+    ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "$\\nosuch$", "{{ 7*7 }}", "a\x00\nb", "患者"],
 )
 def test_a_hostile_name_is_only_a_name(page_of, name):
     report = json.loads(json.dumps(a_report()).replace('"west"', json.dumps(name)))
