@@ -1,14 +1,13 @@
 """The Flower ClientApp: a courier between Flower's messages and the site's worker. It decides nothing."""
 
 import os
-from functools import lru_cache
 from pathlib import Path
 
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.agent import answer
-from client.site import Site
+from client.site import open_site, settings_stamp
 from common.errors import ConfigError
 
 app = ClientApp()
@@ -46,17 +45,13 @@ def apply_aggregate(message: Message, context: Context) -> Message:
 
 def _relay(action: str, message: Message, context: Context) -> Message:
     order = message.content.array_records["veilfed"]["envelope"].data
-    said = answer(_site(_site_directory(context)), action, order)
+    directory = _site_directory(context)
+    said = answer(open_site(directory, settings_stamp(directory)), action, order)
     array = Array("uint8", (len(said.data),), "veilfed.envelope", said.data)
     content = RecordDict({"veilfed": ArrayRecord({"envelope": array})})
     if said.metrics:
         content["public"] = MetricRecord(dict(said.metrics))
     return Message(content, reply_to=message)
-
-
-@lru_cache(maxsize=256)
-def _site(directory: Path) -> Site:
-    return Site.open(directory)
 
 
 def _site_directory(context: Context) -> Path:

@@ -110,7 +110,7 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
     run = _joined(site, order)
     state, number = run.state(), order.round_number
     if kept := run.sealed_update(number):
-        return SealedUpdate(kept, 0.0, 0.0, site.ledger().epsilon)
+        return SealedUpdate(kept, 0.0, 0.0, site.ledger.epsilon)
     if number != state.round_number + 1:
         raise WrongRound(f"asked to train round {number}, this site has applied {state.round_number}")
     if from_json(order.body).get("model_hash") != state.model_hash.hex():
@@ -133,7 +133,7 @@ def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
     if run.plan.encryption.preset != "none":
         raise ProtocolError("the plan encrypts updates; a readable one is never sent")
     if kept := run.sealed_update(number):
-        return SealedUpdate(kept, 0.0, 0.0, site.ledger().epsilon)
+        return SealedUpdate(kept, 0.0, 0.0, site.ledger.epsilon)
     model = np.frombuffer(order.body, "<f4")
     trained, epsilon = train_and_charge(site, run.plan, run.run, number, model)
     private = run.plan.privacy.mode != "none"
@@ -152,7 +152,7 @@ def train_and_charge(site: Site, plan: Plan, run: bytes, round_number: int, mode
     be there): it is trained again at no further charge.
     """
     events = planned_events(plan.training, plan.privacy, plan.privacy.noise_multiplier)
-    ledger = site.ledger() if events else None
+    ledger = site.ledger if events else None
     paid = ledger is None or ledger.charged(run.hex(), round_number)
     if ledger and not paid:
         ledger.require(events)
@@ -236,7 +236,7 @@ def _network(settings: ModelSettings) -> "nn.Module":
 
 def _require_budget_for_rest(site: Site, run: SiteRun, state: ModelState) -> None:
     events = planned_events(run.plan.training, run.plan.privacy, run.plan.privacy.noise_multiplier)
-    ledger = site.ledger()
+    ledger = site.ledger
     rounds = range(state.round_number + 1, run.plan.federation.rounds + 1)
     unpaid = sum(1 for number in rounds if not ledger.charged(run.run.hex(), number))
     if events and unpaid:

@@ -7,7 +7,7 @@ DIR/runs/ID/       keys, model state and sealed updates of one run
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 from client.datasets import Records, load_records, split
@@ -19,7 +19,9 @@ from common.federation import require
 from common.keystore import load_secret
 from common.randomness import Randomness
 from common.roster import Roster
-from common.signing import Identity
+from common.signing import Identity, verify
+
+LEDGER_CONTEXT = "veilfed.ledger.v1"
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,36 @@ class Site:
 
     @property
     def training_records(self) -> Records:
-        return _records(self.directory, self.settings.name)[0]
+        return _records(self.directory, self.name, settings_stamp(self.directory))[0]
 
     @property
     def held_out_records(self) -> Records:
-        return _records(self.directory, self.settings.name)[1]
+        return _records(self.directory, self.name, settings_stamp(self.directory))[1]
 
+    @cached_property
     def ledger(self) -> Ledger:
+        """The data set's ledger, signed by this site; its newest head is also kept in `witnesses/`."""
         policy, name = self.settings.policy, self.settings.data.name
-        path = self.directory / "ledgers" / f"{name}.jsonl"
-        return Ledger.open(path, self.name, name, PrivacyBudget(policy.epsilon, policy.delta))
+        self._witness(name).parent.mkdir(exist_ok=True)
+        return Ledger.open(
+            self.directory / "ledgers" / f"{name}.jsonl",
+            self.name,
+            name,
+            PrivacyBudget(policy.epsilon, policy.delta),
+            witness=self._witness(name),
+            sign=partial(self.identity.sign, LEDGER_CONTEXT),
+            verify=partial(verify_entry, self.identity.public),
+        )
+
+    def read_ledgers(self) -> list[Ledger]:
+        """Every ledger of this site, each line verified; they can be asked but not charged."""
+        return [
+            Ledger.read(path, self._witness(path.stem), partial(verify_entry, self.identity.public))
+            for path in sorted((self.directory / "ledgers").glob("*.jsonl"))
+        ]
+
+    def _witness(self, name: str) -> Path:
+        return self.directory / "witnesses" / f"{name}.json"
 
     def randomness(self, *context: str | int) -> Randomness:
         """A fresh stream from the operating system, unless this site's own settings fix it for a test."""
@@ -90,7 +112,22 @@ class Site:
         return Randomness.insecure(seed, self.name, *context) if seed else Randomness.from_os()
 
 
+def verify_entry(public: bytes, signature: bytes, data: bytes) -> None:
+    """Raises TrustError unless the ledger entry was signed by the site with that public key."""
+    verify(public, LEDGER_CONTEXT, data, signature)
+
+
 @lru_cache(maxsize=256)
-def _records(directory: Path, name: str) -> tuple[Records, Records]:
+def open_site(directory: Path, changed: int) -> Site:
+    """The site, opened once per process until its settings change. changed: see `settings_stamp`."""
+    return Site.open(directory)
+
+
+def settings_stamp(directory: Path) -> int:
+    return (directory / "site.toml").stat().st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _records(directory: Path, name: str, changed: int) -> tuple[Records, Records]:
     data = fill(SiteSettings, load_table(directory / "site.toml")).data
     return split(load_records(data.loader, name, data.options), data.holdout, data.seed)

@@ -231,15 +231,14 @@ def _fetch(chosen: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _ledger(chosen: argparse.Namespace) -> Mapping[str, Any]:
-    from common.dp.ledger import Ledger
+    from client.site import Site
 
     # `veilfed site ledger DIR` and `veilfed site ledger show DIR` are the same command.
     directory = chosen.directory or Path(chosen.action)
-    paths = sorted((directory / "ledgers").glob("*.jsonl"))
-    if not paths:
+    ledgers = [ledger.to_report() for ledger in Site.open(directory).read_ledgers()]
+    if not ledgers:
         raise ConfigError(f"{directory} holds no ledger", "give a site's directory, e.g. OUT/sites/NAME")
-    reports = [Ledger.read(path).to_report() for path in paths]
-    return reports[0] if len(reports) == 1 else {"ledgers": reports}
+    return ledgers[0] if len(ledgers) == 1 else {"ledgers": ledgers}
 
 
 def _show_ledger(result: Mapping[str, Any]) -> str:

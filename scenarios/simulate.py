@@ -140,7 +140,7 @@ def _baselines(observer: Observer) -> dict[str, Any]:
 
 def _site_row(observer: Observer, site: Site, traffic: list[dict[str, Any]]) -> dict[str, Any]:
     link = next((link for link in traffic if link["site"] == site.name), None)
-    ledger = site.ledger() if observer.plan.privacy.mode != "none" else None
+    ledger = site.ledger if observer.plan.privacy.mode != "none" else None
     return {
         "site": site.name,
         "epsilon": ledger.epsilon if ledger else None,

@@ -105,4 +105,4 @@ class RunStore:
 
     @cached_property
     def _log(self) -> AppendLog:
-        return AppendLog.open(self.directory / "rounds.jsonl")
+        return AppendLog(self.directory / "rounds.jsonl")

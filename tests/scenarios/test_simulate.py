@@ -76,7 +76,7 @@ def test_the_report_keeps_the_contract_and_the_ledgers_agree(tmp_path):
         assert {"value", "low", "high"} == set(record["metrics"]["auc"])
     assert [site["site"] for site in report["sites"]] == ["cleveland", "hungary", "switzerland", "va-long-beach"]
     for row, path in zip(report["sites"], place.sites, strict=True):
-        ledger = Site.open(path).ledger()
+        ledger = Site.open(path).ledger
         assert row["epsilon"] == ledger.epsilon <= 3.0
         assert len(ledger.entries) == 2
         assert row["bytes_up"] > 0
@@ -118,7 +118,7 @@ def test_a_spent_budget_refuses_before_training_and_nothing_is_charged(tmp_path)
     with pytest.raises(CohortTooSmall, match="BudgetExceeded") as refused:
         simulate(again)
     assert refused.value.exit_code == 3
-    assert len(Site.open(again.sites[0]).ledger().entries) == 2
+    assert len(Site.open(again.sites[0]).ledger.entries) == 2
     assert issubclass(BudgetExceeded, PrivacyError)
 
 
@@ -222,7 +222,7 @@ def test_too_few_good_answers_stop_the_run_and_lose_nothing(tmp_path):
     assert stopped.value.exit_code == 4
     report = simulate(reopen(tmp_path))
     assert [record["round"] for record in report["rounds"]] == [1, 2]
-    assert all(len(Site.open(path).ledger().entries) == 2 for path in place.sites)
+    assert all(len(Site.open(path).ledger.entries) == 2 for path in place.sites)
 
 
 class PulledPlug(BaseException):
@@ -257,7 +257,7 @@ def test_a_run_unplugged_at_any_message_resumes_to_the_same_model_and_charges_on
     assert released(stopped).tolist() == released(place).tolist()
     assert [record["round"] for record in report["rounds"]] == [1, 2]
     for path in stopped.sites:
-        entries = Site.open(path).ledger().entries
+        entries = Site.open(path).ledger.entries
         assert len(entries) == 2
     assert list(stopped.out.rglob(".*.part")) == []
 
@@ -299,7 +299,7 @@ def test_kill_dash_nine_and_resume(tmp_path, rows):
     report = json.loads(done.stdout)
     assert [record["round"] for record in report["rounds"]] == list(range(1, 7))
     for path in sorted((out / "sites").iterdir()):
-        ledger = Site.open(path).ledger()
+        ledger = Site.open(path).ledger
         assert len(ledger.entries) == 6
         assert ledger.epsilon <= 3.0
     assert list(out.rglob(".*.part")) == []
