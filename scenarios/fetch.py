@@ -256,12 +256,13 @@ def obtain(name: str, download: Download, directory: Path | None, progress: Call
     target = directory or cache_directory() / name
     for source in (*resting, *elsewhere, *download.sources):
         if source not in resting:
-            _refuse_to_overwrite(directory, download)
             progress(f"{name}: trying {source}")
         try:
             contents = source.read(download.files)
             checked = [file.check(content) for file, content in zip(download.files, contents, strict=True)]
         except Unavailable as error:
+            if isinstance(source, Folder) and source in resting:
+                _refuse_namesakes(source, download)
             failures.append(f"{source}: {error}")
             continue
         if isinstance(source, Folder) and source in resting:
@@ -276,12 +277,17 @@ def obtain(name: str, download: Download, directory: Path | None, progress: Call
     )
 
 
-def _refuse_to_overwrite(directory: Path | None, download: Download) -> None:
-    """Files in a folder of the user's own may be another data set with the same file names."""
-    for file in download.files if directory else ():
-        path = Path(str(directory), file.name)
-        if path.exists():
-            raise ConfigError(f"{path} is not the published file", "move it away, or name another directory")
+def _refuse_namesakes(folder: Folder, download: Download) -> None:
+    """A user's own files of these names may be another data set: never replaced, nor left to be found instead."""
+    if cache_directory() in (folder.path, folder.path.parent):
+        return
+    for file in download.files:
+        for path in (folder.path / file.name, folder.path / f"{file.name}.gz"):
+            if path.is_file():
+                try:
+                    file.check(path.read_bytes())
+                except (OSError, Unavailable) as error:
+                    raise ConfigError(f"{path}: {error}", "move it away, or name another directory") from error
 
 
 def _install(target: Path, contents: dict[str, bytes]) -> None:

@@ -109,13 +109,23 @@ def test_a_given_directory_ends_up_holding_the_files(tmp_path):
     assert (installed, folder) == (CONTENT, tmp_path / "mine")
 
 
-def test_a_users_other_files_are_not_overwritten(tmp_path):
-    put(tmp_path / "mine", {"one": b"my own", "two": b"work"})
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize(
+    "mine", [{"one": b"my own", "two": b"work"}, {"one": CONTENT["one"], "two": b"work"}, {"two": b""}]
+)
+def test_a_users_other_files_are_neither_replaced_nor_mistaken(tmp_path, monkeypatch, given, mine):
+    put(tmp_path / "mine", mine)
+    monkeypatch.setenv("VEILFED_DATA", str(tmp_path / "mine"))
     source = Memory(list(CONTENT.values()))
-    with pytest.raises(ConfigError, match="one is not the published file"):
-        get(source, directory=tmp_path / "mine")
-    assert (tmp_path / "mine" / "one").read_bytes() == b"my own"
+    with pytest.raises(ConfigError, match="differs from the published"):
+        get(source, directory=tmp_path / "mine" if given else None)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "mine").iterdir()} == mine
     assert source.asked == 0
+
+
+def test_a_half_filled_folder_is_filled(tmp_path):
+    put(tmp_path / "mine", {"one": CONTENT["one"]})
+    assert get(Memory(list(CONTENT.values())), directory=tmp_path / "mine")[0] == CONTENT
 
 
 def test_a_damaged_file_in_the_cache_is_replaced():
