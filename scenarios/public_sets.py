@@ -163,7 +163,9 @@ def _extracted(images: list[Path], features: Features) -> NDArray[np.float16]:
     try:
         return np.load(cached, mmap_mode="r", allow_pickle=False)
     except (OSError, EOFError, ValueError):  # not there yet, or not a whole file
-        extracted = getattr(extractors, features)(_read_images(images)).astype(np.float16)
+        extract, pixels = getattr(extractors, features), _read_images(images)
+        chunks = [pixels[start : start + 2000] for start in range(0, len(pixels), 2000)]  # for memory's sake
+        extracted = np.concatenate([extract(chunk).astype(np.float16) for chunk in chunks])
     buffer = io.BytesIO()
     np.save(buffer, extracted)
     try:
