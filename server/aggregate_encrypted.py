@@ -14,8 +14,8 @@ import io
 import numpy as np
 
 from common.errors import ProtocolError
-from common.he.ciphertexts import BLOCK, Aggregate, Ciphertext, dense_rows, row_bytes
-from common.he.packing import add_packed, pack_words
+from common.he.ciphertexts import Aggregate, Ciphertext, dense_block, dense_bytes, to_dense, whole
+from common.he.packing import add_packed, blocks
 from common.he.parameters import SEED_BYTES, Scheme
 from common.he.scheme import expand_seeds
 
@@ -27,9 +27,8 @@ class BlindSum:
     """Adds one cohort's ciphertexts of `length` values. Holds 8 bytes per coefficient and prime, and every seed."""
 
     def __init__(self, scheme: Scheme, length: int) -> None:
-        shape = scheme.ciphertexts(length), scheme.ring_degree
         self._scheme, self._length = scheme, length
-        self._totals = [np.zeros(shape, np.uint64) for _ in scheme.primes]
+        self._totals = [np.zeros(scheme.coefficients(length), np.uint64) for _ in scheme.primes]
         self._seeds: list[bytes] = []
         self._seen: set[bytes] = set()
 
@@ -42,9 +41,10 @@ class BlindSum:
         seeds = {ciphertext.seeds[start : start + SEED_BYTES] for start in range(0, len(ciphertext.seeds), SEED_BYTES)}
         if len(seeds) * SEED_BYTES != len(ciphertext.seeds) or not seeds.isdisjoint(self._seen):
             raise ProtocolError("a seed that was used before")
-        for rows, dense in dense_rows(ciphertext.c0, self._scheme, self._scheme.dropped_bits):
+        for block in blocks(self._scheme, self._length):
+            dense = dense_block(ciphertext.c0, block, self._scheme, self._scheme.dropped_bits)
             for totals, packed, width in zip(self._totals, dense, self._scheme.word_bits, strict=True):
-                add_packed(totals[rows], packed, width)
+                add_packed(totals[block.coefficients].reshape(block.shape), packed, width)
         self._seen |= seeds
         self._seeds.append(ciphertext.seeds)
 
@@ -53,25 +53,25 @@ class BlindSum:
         if not self._seeds:
             raise ProtocolError("no ciphertext to sum")
         scheme, sites, c0 = self._scheme, len(self._seeds), self._first_polynomials()
-        if _seeds_go_along(scheme, sites):
+        if _seeds_go_along(scheme, self._length, sites):
             return Aggregate(scheme, self._length, sites, c0, seeds=b"".join(self._seeds))
         return Aggregate(scheme, self._length, sites, c0, c1=expand_seeds(scheme, self._seeds))
 
     def _first_polynomials(self) -> bytes:
         dropped, c0 = self._scheme.dropped_bits, io.BytesIO()
         moduli = [(prime - 1) >> dropped if dropped else prime for prime in self._scheme.primes]
-        for start in range(0, len(self._totals[0]), BLOCK):
-            dense = [
-                pack_words(totals[start : start + BLOCK] % np.uint64(modulus), width)
-                for totals, modulus, width in zip(self._totals, moduli, self._scheme.word_bits, strict=True)
+        for block in blocks(self._scheme, self._length):
+            words = [
+                totals[block.coefficients].reshape(block.shape) % np.uint64(modulus)
+                for totals, modulus in zip(self._totals, moduli, strict=True)
             ]
-            c0.write(np.concatenate(dense, axis=1).tobytes())
+            c0.write(to_dense(np.stack(words, axis=1), self._scheme, dropped).data)
         return c0.getvalue()
 
 
-def _seeds_go_along(scheme: Scheme, sites: int) -> bool:
+def _seeds_go_along(scheme: Scheme, length: int, sites: int) -> bool:
     """Whether the sites grow the seeds: few sites, or the expanded sum would be too long a download."""
-    along = sites * SEED_BYTES
-    expanded = row_bytes(scheme, scheme.dropped_bits_down)
-    room = _MAX_BYTES_DOWN * scheme.values_per_ciphertext - row_bytes(scheme, scheme.dropped_bits)
+    along = sites * SEED_BYTES * scheme.ciphertexts(length)
+    expanded = dense_bytes(scheme, whole(scheme, length), scheme.dropped_bits_down)
+    room = _MAX_BYTES_DOWN * length - dense_bytes(scheme, length, scheme.dropped_bits)
     return along < expanded if expanded > room else sites <= _FEW_SITES

@@ -1,21 +1,19 @@
 """What one site sends and what the coordinator sends back: bytes that were checked when they became a value. Pure.
 
-First polynomials travel as dense words (packing.py), one row per ciphertext, its primes side by side; second
-polynomials as 64-byte seeds, or, in an aggregate, summed and dense as well.
+First polynomials travel as dense words (packing.py), ciphertext after ciphertext, prime after prime; second
+polynomials as 64-byte seeds, or, in an aggregate, summed and dense as well, always with all their coefficients.
 """
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
 
 from common.errors import WireError
-from common.he.packing import Words, largest_word, pack_words, unpack_words
+from common.he.packing import Block, Words, blocks, largest_word, pack_words, unpack_words
 from common.he.parameters import SEED_BYTES, Scheme
 
-BLOCK = 64  # ciphertexts worked on at a time: fits a processor's cache and bounds memory
 _AGGREGATE_HEADER = struct.Struct(">BH")  # form, sites
 _SEEDS_ALONG, _EXPANDED = 0, 1
 
@@ -43,9 +41,8 @@ class Ciphertext:
     @classmethod
     def decode(cls, scheme: Scheme, length: int, data: bytes) -> "Ciphertext":
         """Inverse of `encode`. Raises WireError on a wrong size or a word that no ciphertext holds."""
-        ciphertexts = scheme.ciphertexts(length)
-        _check_size(data, ciphertexts * scheme.ciphertext_bytes)
-        end = len(data) - ciphertexts * SEED_BYTES
+        _check_size(data, scheme.message_bytes(length))
+        end = len(data) - scheme.ciphertexts(length) * SEED_BYTES
         return cls(scheme, length, data[:end], data[end:])
 
 
@@ -69,7 +66,7 @@ class Aggregate:
             raise WireError(f"a sum over {self.sites} sites; this scheme has room for {self.scheme.max_sites}")
         _check_words(self.c0, self.scheme, self.length, self.scheme.dropped_bits)
         if self.c1:
-            _check_words(self.c1, self.scheme, self.length, self.scheme.dropped_bits_down)
+            _check_words(self.c1, self.scheme, whole(self.scheme, self.length), self.scheme.dropped_bits_down)
         _check_size(self.seeds, 0 if self.c1 else self.sites * self.scheme.ciphertexts(self.length) * SEED_BYTES)
 
     def encode(self) -> bytes:
@@ -81,7 +78,7 @@ class Aggregate:
     def decode(cls, scheme: Scheme, length: int, data: bytes) -> "Aggregate":
         """Inverse of `encode`. Raises WireError on any byte it cannot explain."""
         start = _AGGREGATE_HEADER.size
-        end = start + row_bytes(scheme, scheme.dropped_bits) * scheme.ciphertexts(length)
+        end = start + dense_bytes(scheme, length, scheme.dropped_bits)
         if len(data) < end:
             raise WireError(f"{len(data)} bytes of an aggregate, expected at least {end}")
         form, sites = _AGGREGATE_HEADER.unpack_from(data)
@@ -92,34 +89,56 @@ class Aggregate:
         raise WireError("an aggregate of unknown form")
 
 
-def row_bytes(scheme: Scheme, dropped_bits: int) -> int:
-    """Dense bytes of one polynomial with this many low bits gone."""
-    return scheme.ring_degree * sum(bits - dropped_bits for bits in scheme.modulus_bits) // 8
+def whole(scheme: Scheme, length: int) -> int:
+    """The length of the vector that would fill the same ciphertexts to the last coefficient."""
+    return scheme.ciphertexts(length) * scheme.values_per_ciphertext
 
 
-def dense_rows(data: bytes, scheme: Scheme, dropped_bits: int) -> Iterator[tuple[slice, list[Words]]]:
-    """The rows of `data` in blocks: which rows, and per prime their dense integers."""
-    integers = [scheme.ring_degree * (bits - dropped_bits) // 64 for bits in scheme.modulus_bits]
-    rows = np.frombuffer(data, "<u8").reshape(-1, sum(integers))
-    for first in range(0, len(rows), BLOCK):
-        block = slice(first, min(first + BLOCK, len(rows)))
-        yield block, np.split(rows[block], list(accumulate(integers[:-1])), axis=1)
+def dense_bytes(scheme: Scheme, length: int, dropped_bits: int) -> int:
+    """Size of the polynomials behind `length` values with this many low bits gone."""
+    return scheme.coefficients(length) * sum(bits - dropped_bits for bits in scheme.modulus_bits) // 8
 
 
-def to_dense(words: Words, scheme: Scheme, dropped_bits: int) -> bytes:
-    """Polynomials (rows, primes * ring_degree), rounded to multiples of 2^dropped_bits, as they travel."""
-    if dropped_bits:  # never reaches the prime: it is 1 modulo 2^dropped_bits
-        words = (words + np.uint64(1 << (dropped_bits - 1))) >> np.uint64(dropped_bits)
-    residues = np.split(words, len(scheme.primes), axis=1)
-    widths = [bits - dropped_bits for bits in scheme.modulus_bits]
-    return np.concatenate([pack_words(*pair) for pair in zip(residues, widths, strict=True)], axis=1).tobytes()
+def dense_block(data: bytes, block: Block, scheme: Scheme, dropped_bits: int) -> list[Words]:
+    """One block of dense polynomials: per prime (rows, integers), a view of `data`."""
+    rows, used = block.shape
+    row_bits = sum(bits - dropped_bits for bits in scheme.modulus_bits)
+    start, count = block.coefficients.start * row_bits // 8, rows * used * row_bits // 64
+    return _by_prime(np.frombuffer(data, "<u8", count, start).reshape(rows, -1), used, scheme, dropped_bits)
 
 
-def from_dense(dense: list[Words], scheme: Scheme, dropped_bits: int) -> Words:
-    """Inverse of `to_dense` for one block of `dense_rows`, up to the rounding."""
-    widths = [bits - dropped_bits for bits in scheme.modulus_bits]
-    words = np.concatenate([unpack_words(*pair) for pair in zip(dense, widths, strict=True)], axis=1)
-    return words << np.uint64(dropped_bits)
+def _by_prime(dense: Words, used: int, scheme: Scheme, dropped_bits: int) -> list[Words]:
+    ends = accumulate(used * (bits - dropped_bits) // 64 for bits in scheme.modulus_bits[:-1])
+    return np.split(dense, list(ends), axis=1)
+
+
+def round_words(words: Words, dropped_bits: int) -> None:
+    """In place, to multiples of 2^dropped_bits, divided by it. Below the prime, which is 1 modulo 2^dropped_bits."""
+    if dropped_bits:
+        words += np.uint64(1 << (dropped_bits - 1))
+        words >>= np.uint64(dropped_bits)
+
+
+def to_dense(words: Words, scheme: Scheme, dropped_bits: int) -> Words:
+    """Rounded polynomials (rows, primes, used) as they travel: (rows, integers)."""
+    rows, primes, used = words.shape
+    dense = np.zeros((rows, sum(bits - dropped_bits for bits in scheme.modulus_bits) * used // 64), np.uint64)
+    parts = _by_prime(dense, used, scheme, dropped_bits)
+    for prime in range(primes):
+        pack_words(words[:, prime], scheme.modulus_bits[prime] - dropped_bits, parts[prime])
+    return dense.astype("<u8", copy=False)
+
+
+def from_dense(data: bytes, block: Block, scheme: Scheme, dropped_bits: int) -> Words:
+    """Inverse of `round_words` and `to_dense` for one block, up to the rounding; coefficients that were not sent are 0.
+
+    Returns (rows, primes, ring_degree).
+    """
+    words = np.zeros((block.shape[0], len(scheme.modulus_bits), scheme.ring_degree), np.uint64)
+    for prime, dense in enumerate(dense_block(data, block, scheme, dropped_bits)):
+        unpack_words(dense, scheme.modulus_bits[prime] - dropped_bits, words[:, prime, : block.used])
+    words <<= np.uint64(dropped_bits)
+    return words
 
 
 def _check_size(data: bytes, expected: int) -> None:
@@ -130,8 +149,8 @@ def _check_size(data: bytes, expected: int) -> None:
 def _check_words(data: bytes, scheme: Scheme, length: int, dropped_bits: int) -> None:
     if length < 1:
         raise WireError(f"a vector of {length} values")
-    _check_size(data, scheme.ciphertexts(length) * row_bytes(scheme, dropped_bits))
-    for _, dense in dense_rows(data, scheme, dropped_bits):
-        for prime, rows in zip(scheme.primes, dense, strict=True):
-            if largest_word(rows, prime.bit_length() - dropped_bits) > (prime - 1) >> dropped_bits:
+    _check_size(data, dense_bytes(scheme, length, dropped_bits))
+    for block in blocks(scheme, length):
+        for prime, dense in zip(scheme.primes, dense_block(data, block, scheme, dropped_bits), strict=True):
+            if largest_word(dense, prime.bit_length() - dropped_bits) > (prime - 1) >> dropped_bits:
                 raise WireError("a word of the ciphertext is out of range")

@@ -69,22 +69,23 @@ class Frames:
         """words: the key modulo every prime, transformed, as SEAL keeps it."""
         return self._frame(_PLAINTEXT.pack(self._parms_id, words.size, 1.0), words)
 
-    def ciphertext(self, polynomials: Words, ntt_form: bool = False) -> Frame:
-        """polynomials: both of them, modulo every prime."""
-        return self._frame(self._ciphertext(ntt_form), polynomials)
+    def ciphertext(self, first: Words, second: Words, ntt_form: bool = False) -> Frame:
+        """first, second: the polynomials, (primes, ring_degree)."""
+        return self._frame(self._ciphertext(ntt_form), first, second)
 
     def seeded(self, first: Words, seed: bytes) -> Frame:
         """first: the first polynomial; SEAL grows the second from the seed, which is the frame's very end."""
         tail = self._header(len(_BLAKE2XB + seed)) + _BLAKE2XB + seed
-        return self._frame(self._ciphertext(ntt_form=False), first, tail)
+        return self._frame(self._ciphertext(ntt_form=False), first, tail=tail)
 
     def _ciphertext(self, ntt_form: bool) -> bytes:
         return _CIPHERTEXT.pack(self._parms_id, ntt_form, 2, self._ring_degree, self._primes, 1.0, 1)
 
-    def _frame(self, head: bytes, words: Words, tail: bytes = b"") -> Frame:
-        array = self._header(_COUNT.size + words.nbytes) + _COUNT.pack(words.size)
-        outer = self._header(len(head) + len(array) + words.nbytes + len(tail))
-        return [outer + head + array, words.data, tail]
+    def _frame(self, head: bytes, *words: Words, tail: bytes = b"") -> Frame:
+        count = sum(part.size for part in words)
+        array = self._header(_COUNT.size + 8 * count) + _COUNT.pack(count)
+        outer = self._header(len(head) + len(array) + 8 * count + len(tail))
+        return [outer + head + array, *(part.data for part in words), tail]
 
     def _header(self, payload_bytes: int) -> bytes:
         size = _HEADER.size + payload_bytes

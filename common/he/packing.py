@@ -1,5 +1,9 @@
 """Values into slots of plaintext coefficients, ciphertext words into dense bits, and both ways back. Pure.
 
+A vector fills one ciphertext after the other; within one, its first values fill the lowest slot of every coefficient,
+the next the second slot. The last ciphertext uses only as many coefficients as it needs, a multiple of 64, and only
+those travel: a coefficient of c0 is of no use but for its own.
+
 Bit layout of `n` words of `width` bits (one ciphertext, one prime): lanes = 64 / gcd(64, width) consecutive runs of
 n / lanes words; the first words of all runs fill the first column of width * lanes / 64 little-endian 64-bit integers,
 lowest bits first, and so on. Integer k of every column is stored together. So a whole run is one numpy operation,
@@ -7,6 +11,7 @@ and a run never needs its neighbours.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from math import gcd
 
 import numpy as np
@@ -17,31 +22,65 @@ from common.he.parameters import Scheme
 
 Words = NDArray[np.uint64]
 Integers = NDArray[np.int64]
+_ROWS = 64  # ciphertexts worked on at a time: fits a processor's cache and bounds memory
 
 
-def pack_slots(values: Integers, scheme: Scheme) -> Words:
-    """Values as coefficients: (length,) -> (ciphertexts, ring_degree), each below t.
+@dataclass(frozen=True)
+class Block:
+    """Ciphertexts `rows` of a vector, each with `used` coefficients: where their values and coefficients lie."""
+
+    rows: slice
+    used: int
+    values: slice
+    coefficients: slice
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows.stop - self.rows.start, self.used
+
+    def whole(self, scheme: Scheme) -> "Block":
+        """The same ciphertexts, in polynomials that keep all their coefficients."""
+        first, last = self.rows.start * scheme.ring_degree, self.rows.stop * scheme.ring_degree
+        return replace(self, used=scheme.ring_degree, coefficients=slice(first, last))
+
+
+def blocks(scheme: Scheme, length: int) -> Iterator[Block]:
+    """The vector in order; only the last block may hold a ciphertext that is partly used, alone."""
+    full = length // scheme.values_per_ciphertext
+    for first in range(0, full, _ROWS):
+        last = min(first + _ROWS, full)
+        values = slice(first * scheme.values_per_ciphertext, last * scheme.values_per_ciphertext)
+        coefficients = slice(first * scheme.ring_degree, last * scheme.ring_degree)
+        yield Block(slice(first, last), scheme.ring_degree, values, coefficients)
+    start, end = full * scheme.ring_degree, scheme.coefficients(length)
+    if start < end:
+        values = slice(full * scheme.values_per_ciphertext, length)
+        yield Block(slice(full, full + 1), end - start, values, slice(start, end))
+
+
+def pack_slots(values: Integers, block: Block, scheme: Scheme) -> Words:
+    """One block's values as coefficients: (block.shape), each below t.
 
     A value travels as value + 2^(value_bits - 1), so that a sum never borrows; padding travels as 0.
     Raises InvalidUpdate when a value does not fit `value_bits` bits, sign included.
     """
     offset = 1 << (scheme.value_bits - 1)
-    if values.dtype != np.int64 or values.ndim != 1 or not values.size:
-        raise InvalidUpdate(f"expected a vector of int64, got {values.dtype} of shape {values.shape}")
     if values.min() < -offset or values.max() >= offset:
         raise InvalidUpdate(f"a value does not fit {scheme.value_bits} bits")
-    slots = np.zeros((scheme.ciphertexts(values.size), scheme.slots, scheme.ring_degree), np.uint64)
-    np.add(values, offset, out=slots.reshape(-1)[: values.size].view(np.int64))
-    coefficients = slots[:, 0].copy()
-    for slot in range(1, scheme.slots):
-        coefficients |= slots[:, slot] << np.uint64(slot * scheme.slot_bits)
-    return coefficients
+    rows, used = block.shape
+    padding = rows * scheme.slots * used - values.size
+    padded = np.concatenate([values, np.full(padding, -offset)]) if padding else values
+    coefficients = np.zeros(block.shape, np.int64)
+    for slot, part in enumerate(np.moveaxis(padded.reshape(rows, scheme.slots, used), 1, 0)):
+        coefficients |= (part + offset) << (slot * scheme.slot_bits)
+    return coefficients.view(np.uint64)
 
 
 def unpack_slots(coefficients: Words, length: int, sites: int, scheme: Scheme) -> Integers | None:
-    """The sum of `sites` packed vectors, (length,); None when no such sum gives these coefficients."""
+    """The sum of one block of `sites` vectors, (length,); None when no such sum gives these coefficients."""
     mask = np.uint64((1 << scheme.slot_bits) - 1)
-    slots = np.empty((len(coefficients), scheme.slots, scheme.ring_degree), np.uint64)
+    rows, used = coefficients.shape
+    slots = np.empty((rows, scheme.slots, used), np.uint64)
     for slot in range(scheme.slots):
         np.right_shift(coefficients, np.uint64(slot * scheme.slot_bits), out=slots[:, slot])
         slots[:, slot] &= mask
@@ -51,25 +90,22 @@ def unpack_slots(coefficients: Words, length: int, sites: int, scheme: Scheme) -
     return totals[:length] - sites * (1 << (scheme.value_bits - 1))
 
 
-def pack_words(words: Words, width: int) -> Words:
-    """(rows, n) words below 2^width -> (rows, n * width / 64) dense integers. n is a multiple of 64."""
-    rows, n = words.shape
+def pack_words(words: Words, width: int, packed: Words) -> None:
+    """Write (rows, n) words below 2^width into (rows, n * width / 64) zeros, densely. n is a multiple of 64."""
     lanes = 64 // gcd(64, width)
-    columns = n // lanes
-    source = words.reshape(rows, lanes, columns)
-    packed = np.zeros((rows, width * lanes // 64, columns), np.uint64)
+    runs = words.reshape(len(words), lanes, -1)
+    columns = packed.reshape(len(packed), width * lanes // 64, -1)
     for lane in range(lanes):
         integer, shift = divmod(lane * width, 64)
-        packed[:, integer] |= source[:, lane] << np.uint64(shift)
+        columns[:, integer] |= runs[:, lane] << np.uint64(shift)
         if shift + width > 64:
-            packed[:, integer + 1] |= source[:, lane] >> np.uint64(64 - shift)
-    return packed.reshape(rows, -1)
+            columns[:, integer + 1] |= runs[:, lane] >> np.uint64(64 - shift)
 
 
-def unpack_words(packed: Words, width: int) -> Words:
-    """Inverse of `pack_words`."""
-    lanes = list(_lanes(packed, width))
-    return np.stack(lanes, axis=1).reshape(len(packed), -1)
+def unpack_words(packed: Words, width: int, words: Words) -> None:
+    """Inverse of `pack_words`: write (rows, n) words."""
+    words[:] = 0
+    add_packed(words, packed, width)
 
 
 def add_packed(totals: Words, packed: Words, width: int) -> None:

@@ -14,6 +14,7 @@ from common.errors import ConfigError
 from common.federation import require
 
 SEED_BYTES = 64  # one seed per ciphertext stands for its whole second polynomial
+LANE_WORDS = 64  # words are packed in multiples of this, so that any width fills whole 64-bit integers
 MAX_SITES = 1024
 SAFE_FAILURE_LOG2 = -100.0
 _NOISE_VARIANCE = 10.5  # SEAL's centred binomial of 21 coin pairs
@@ -95,17 +96,21 @@ class Scheme:
         return self.ring_degree * self.slots
 
     def ciphertexts(self, length: int) -> int:
-        """How many ciphertexts hold `length` values; the last is padded."""
+        """How many ciphertexts hold `length` values."""
         return -(-length // self.values_per_ciphertext)
 
-    @property
-    def ciphertext_bytes(self) -> int:
-        return self.ring_degree * sum(self.word_bits) // 8 + SEED_BYTES
+    def coefficients(self, length: int) -> int:
+        """How many coefficients `length` values fill: all of every ciphertext but the last, there only what is used."""
+        return _coefficients(length, self.ring_degree, self.slots)
+
+    def message_bytes(self, length: int) -> int:
+        """Size of one site's encrypted vector of `length` values."""
+        return self.coefficients(length) * sum(self.word_bits) // 8 + self.ciphertexts(length) * SEED_BYTES
 
     @property
     def bytes_per_parameter(self) -> float:
-        """What a site sends per value of a long vector (padding of the last ciphertext aside)."""
-        return self.ciphertext_bytes / self.values_per_ciphertext
+        """What a site sends per value of a long vector."""
+        return self.message_bytes(self.values_per_ciphertext) / self.values_per_ciphertext
 
     @property
     def security_bits(self) -> int:
@@ -125,9 +130,8 @@ class Scheme:
         down = self.ring_degree * 4.0**self.dropped_bits_down / 12 if self.dropped_bits_down else 0.0
         variance = sites * (_NOISE_VARIANCE + rounding) + down
         room = math.prod(self.primes) / 2.0 ** (self.plain_modulus_bits + 1) - sites * (2 if self.dropped_bits else 0.5)
-        coefficients = self.ciphertexts(parameters) * self.ring_degree
         z = max(0.0, room) / math.sqrt(variance)
-        return min(0.0, 1 + math.log2(coefficients) - z * z / 2 * math.log2(math.e))
+        return min(0.0, 1 + math.log2(self.coefficients(parameters)) - z * z / 2 * math.log2(math.e))
 
     @cached_property
     def fingerprint(self) -> bytes:
@@ -190,13 +194,19 @@ def _cheapest(sites: int, value_bits: int, parameters: int, failure_log2: float)
             if not slots * slot_bits + 2 <= words or bits[0] - dropped + headroom > 64 or bits[0] < 20:
                 continue
             if sum(bits) <= _SECURE_MODULUS_BITS[ring][0]:
-                size = -(-parameters // (ring * slots)) * (ring * words // 8 + SEED_BYTES)
+                size = _coefficients(parameters, ring, slots) * words // 8
+                size += -(-parameters // (ring * slots)) * SEED_BYTES
                 candidates.append((size, ring, sum(bits), bits, slots, dropped))
     for _, ring, _, bits, slots, dropped in sorted(candidates):
         scheme = Scheme(f"{value_bits}-bit, {1 << headroom} sites", ring, bits, value_bits, headroom, slots, dropped)
         if scheme.failure_log2(sites, parameters) <= failure_log2:
             return scheme
     return None
+
+
+def _coefficients(length: int, ring_degree: int, slots: int) -> int:
+    full, rest = divmod(length, ring_degree * slots)
+    return full * ring_degree + -(-rest // (slots * LANE_WORDS)) * LANE_WORDS
 
 
 @cache

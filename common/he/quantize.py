@@ -16,7 +16,9 @@ from common.errors import InvalidUpdate
 from common.federation import require
 from common.updates import Clipped, Vector
 
-Bound = float | NDArray[np.floating]  # largest magnitude of a coordinate, model units: one for all, or (d,), constant within a layer
+Bound = (
+    float | NDArray[np.floating]
+)  # largest magnitude of a coordinate, model units: one for all, or (d,), constant within a layer
 _ROUNDING_CHANCE = math.exp(-0.5)  # beta of Kairouz et al.: conditional rounding is repeated 2.6 times on average
 
 
@@ -39,8 +41,11 @@ def quantize(update: Clipped, bits: int, uniform: Vector, largest: Bound | None 
     if uniform.shape != update.values.shape:
         raise InvalidUpdate(f"{uniform.size} random numbers for {update.values.size} values")
     most = (1 << (bits - 1)) - 1
-    rounded = np.floor(update.values / scale + uniform)
-    return Quantized(np.clip(rounded, -most, most).astype(np.int64), bits, scale)
+    rounded = update.values / scale
+    rounded += uniform
+    np.floor(rounded, out=rounded)
+    np.clip(rounded, -most, most, out=rounded)
+    return Quantized(rounded.astype(np.int64), bits, scale)
 
 
 def quantize_conditionally(

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ConfigError, InvalidUpdate, ProtocolError
-from common.he.ciphertexts import BLOCK, Aggregate, Ciphertext, dense_rows, from_dense, to_dense
+from common.he.ciphertexts import Aggregate, Ciphertext, from_dense, round_words, to_dense
 from common.he.frames import CIPHERTEXT_START, PLAINTEXT_START, Frame, Frames, Scratch, seed_in, version_of
-from common.he.packing import Integers, Words, pack_slots, unpack_slots
+from common.he.packing import Block, Integers, Words, blocks, pack_slots, unpack_slots
 from common.he.parameters import PRESETS, SEED_BYTES, Scheme, choose_scheme, fit_scheme
 
 __all__ = [
@@ -70,15 +70,15 @@ class CohortKey:
         if digits.size != scheme.ring_degree or digits.max() > 2:
             raise ProtocolError(_NOT_A_KEY)
         residues = [(digits.astype(np.int64) - 1) % prime for prime in scheme.primes]
-        return cls(scheme, _seal(scheme).transform(np.concatenate(residues).astype(np.uint64), forwards=True))
+        return cls(scheme, _seal(scheme).transform(np.array(residues, np.uint64), forwards=True))
 
     def export_for_wrapping(self) -> bytes:
         """The raw secret: one digit per coefficient, 0 to 2 for -1 to 1, four to a byte, lowest bits first.
 
         For the key ceremony alone, which encrypts it to another site before it goes anywhere.
         """
-        residues = _seal(self.scheme).transform(self._words, forwards=False)[: self.scheme.ring_degree]
-        digits = (residues + np.uint64(1)) % np.uint64(self.scheme.primes[0])
+        residues = _seal(self.scheme).transform(self._words, forwards=False)
+        digits = (residues[0] + np.uint64(1)) % np.uint64(self.scheme.primes[0])
         return np.sum(digits.reshape(-1, 4).astype(np.uint8) << _DIGIT_SHIFTS, axis=1, dtype=np.uint8).tobytes()
 
     def __repr__(self) -> str:
@@ -90,7 +90,7 @@ class CohortKey:
 
 def coefficients(scheme: Scheme, length: int) -> int:
     """How many plaintext coefficients, each below t, a mask for `length` values must cover."""
-    return scheme.ciphertexts(length) * scheme.ring_degree
+    return scheme.coefficients(length)
 
 
 def encrypt(values: Integers, key: CohortKey, mask: Words | None = None) -> Ciphertext:
@@ -101,20 +101,23 @@ def encrypt(values: Integers, key: CohortKey, mask: Words | None = None) -> Ciph
     Memory: the result and a few MiB, whatever the length.
     """
     scheme, seal = key.scheme, _seal(key.scheme)
-    masks = _mask_rows(mask, scheme, values.size)
+    if values.dtype != np.int64 or values.ndim != 1 or not values.size:
+        raise InvalidUpdate(f"expected a vector of int64, got {values.dtype} of shape {values.shape}")
+    _check_mask(mask, scheme, values.size)
     c0, seeds = io.BytesIO(), io.BytesIO()
     with Scratch() as scratch:
-        for block in range(0, scheme.ciphertexts(values.size), BLOCK):
-            start, end = (row * scheme.values_per_ciphertext for row in (block, block + BLOCK))
-            plain = pack_slots(values[start:end], scheme)
-            if masks is not None:
-                plain += masks[block : block + BLOCK]
+        for block in blocks(scheme, values.size):
+            plain = pack_slots(values[block.values], block, scheme)
+            if mask is not None:
+                plain += mask[block.coefficients].reshape(block.shape)
                 plain &= np.uint64((1 << scheme.plain_modulus_bits) - 1)
-            words = np.empty((len(plain), len(scheme.primes) * scheme.ring_degree), np.uint64)
+            words = np.empty((len(plain), len(scheme.primes), block.used), np.uint64)
             for row, message in enumerate(plain):
-                words[row], seed = seal.encrypt(key._encryptor, message, scratch)
+                polynomial, seed = seal.encrypt(key._encryptor, message, scratch)
+                words[row] = polynomial[:, : block.used]
                 seeds.write(seed)
-            c0.write(to_dense(words, scheme, scheme.dropped_bits))
+            round_words(words, scheme.dropped_bits)
+            c0.write(to_dense(words, scheme, scheme.dropped_bits).data)
     return Ciphertext(scheme, values.size, c0.getvalue(), seeds.getvalue())
 
 
@@ -127,19 +130,22 @@ def open_sum(aggregate: Aggregate, key: CohortKey, mask_total: Words | None = No
     scheme, seal = aggregate.scheme, _seal(aggregate.scheme)
     if scheme.fingerprint != key.scheme.fingerprint:
         raise ProtocolError(_CANNOT_OPEN)
-    masks = _mask_rows(mask_total, scheme, aggregate.length)
+    _check_mask(mask_total, scheme, aggregate.length)
     totals = np.empty(aggregate.length, np.int64)
     with Scratch() as scratch:
-        for rows, ciphertexts in _summed_ciphertexts(aggregate, seal, scratch):
-            plain = np.stack([seal.decrypt(key._decryptor, ciphertext, scratch) for ciphertext in ciphertexts])
-            if masks is not None:
-                plain -= masks[rows]
+        for block, ciphertexts in _summed_ciphertexts(aggregate, seal, scratch):
+            plain = np.zeros(block.shape, np.uint64)
+            for row, ciphertext in zip(plain, ciphertexts, strict=True):
+                found = seal.decrypt(key._decryptor, ciphertext, scratch)[: block.used]
+                row[: found.size] = found
+            if mask_total is not None:
+                plain -= mask_total[block.coefficients].reshape(block.shape)
                 plain &= np.uint64((1 << scheme.plain_modulus_bits) - 1)
-            block = totals[rows.start * scheme.values_per_ciphertext : rows.stop * scheme.values_per_ciphertext]
-            opened = unpack_slots(plain, block.size, aggregate.sites, scheme)
+            part = totals[block.values]
+            opened = unpack_slots(plain, part.size, aggregate.sites, scheme)
             if opened is None:
                 raise ProtocolError(_CANNOT_OPEN)
-            block[:] = opened
+            part[:] = opened
     return totals
 
 
@@ -150,10 +156,11 @@ def expand_seeds(scheme: Scheme, seeds: Sequence[bytes]) -> bytes:
     """
     seal, columns, c1 = _seal(scheme), _by_ciphertext(b"".join(seeds), len(seeds)), io.BytesIO()
     with Scratch() as scratch:
-        for block in range(0, len(columns), BLOCK):
-            grown = (seal.grow(column, scratch) for column in columns[block : block + BLOCK])
+        for block in blocks(scheme, len(columns) * scheme.values_per_ciphertext):
+            grown = (seal.grow(column, scratch) for column in columns[block.rows])
             words = np.stack([seal.second_polynomial(ciphertext, scratch) for ciphertext in grown])
-            c1.write(to_dense(words, scheme, scheme.dropped_bits_down))
+            round_words(words, scheme.dropped_bits_down)
+            c1.write(to_dense(words, scheme, scheme.dropped_bits_down).data)
     return c1.getvalue()
 
 
@@ -164,20 +171,19 @@ def check_library() -> None:
 
 def _summed_ciphertexts(
     aggregate: Aggregate, seal: "_Seal", scratch: Scratch
-) -> Iterator[tuple[slice, Iterator[object]]]:
-    """Which rows, and SEAL's own ciphertexts for them, block by block."""
+) -> Iterator[tuple[Block, Iterator[object]]]:
+    """Block by block, SEAL's own ciphertexts."""
     scheme = aggregate.scheme
-    first = dense_rows(aggregate.c0, scheme, scheme.dropped_bits)
-    if aggregate.c1:
-        second = dense_rows(aggregate.c1, scheme, scheme.dropped_bits_down)
-        for (rows, c0), (_, c1) in zip(first, second, strict=True):
-            halves = from_dense(c0, scheme, scheme.dropped_bits), from_dense(c1, scheme, scheme.dropped_bits_down)
-            yield rows, (seal.load(seal.frames.ciphertext(pair), scratch) for pair in np.concatenate(halves, axis=1))
-    else:
-        columns = _by_ciphertext(aggregate.seeds, aggregate.sites)
-        for rows, c0 in first:
-            summed = from_dense(c0, scheme, scheme.dropped_bits)
-            yield rows, (seal.grow(seeds, scratch, row) for seeds, row in zip(columns[rows], summed, strict=True))
+    columns = _by_ciphertext(aggregate.seeds, aggregate.sites) if aggregate.seeds else None
+    for block in blocks(scheme, aggregate.length):
+        c0 = from_dense(aggregate.c0, block, scheme, scheme.dropped_bits)
+        if columns is not None:
+            rows = zip(columns[block.rows], c0, strict=True)
+            yield block, (seal.grow(seeds, scratch, first) for seeds, first in rows)
+        else:
+            c1 = from_dense(aggregate.c1, block.whole(scheme), scheme, scheme.dropped_bits_down)
+            halves = zip(c0, c1, strict=True)
+            yield block, (seal.load(seal.frames.ciphertext(*both), scratch) for both in halves)
 
 
 def _by_ciphertext(seeds: bytes, sites: int) -> NDArray[np.void]:
@@ -185,12 +191,10 @@ def _by_ciphertext(seeds: bytes, sites: int) -> NDArray[np.void]:
     return np.frombuffer(seeds, f"V{SEED_BYTES}").reshape(sites, -1).T
 
 
-def _mask_rows(mask: Words | None, scheme: Scheme, length: int) -> Words | None:
-    if mask is None:
-        return None
-    if mask.dtype != np.uint64 or mask.shape != (coefficients(scheme, length),):
-        raise InvalidUpdate(f"a mask for {length} values has {coefficients(scheme, length)} coefficients, uint64")
-    return mask.reshape(-1, scheme.ring_degree)
+def _check_mask(mask: Words | None, scheme: Scheme, length: int) -> None:
+    expected = scheme.coefficients(length)
+    if mask is not None and (mask.dtype != np.uint64 or mask.shape != (expected,)):
+        raise InvalidUpdate(f"a mask for {length} values has {expected} coefficients, uint64")
 
 
 class _Seal:
@@ -211,8 +215,7 @@ class _Seal:
         if not self.context.parameters_set():
             raise ConfigError(f"SEAL refuses scheme {scheme.name!r}: {self.context.parameters_error_message()}")
         self._evaluator = sealapi.Evaluator(self.context)
-        self._zero = np.zeros(scheme.ring_degree * len(scheme.primes), np.uint64)
-        self._ring_degree = scheme.ring_degree
+        self._zero = np.zeros((len(scheme.primes), scheme.ring_degree), np.uint64)
         with Scratch() as scratch:
             sealapi.Plaintext("1").save(scratch.path)
             version = version_of(scratch.frame())
@@ -220,7 +223,7 @@ class _Seal:
         self.frames = Frames(version, parms_id, scheme.ring_degree, len(scheme.primes))
 
     def encrypt(self, encryptor: Any, message: Words, scratch: Scratch) -> tuple[Words, bytes]:
-        """The first polynomial and the seed of the second. message: (ring_degree,), each below t."""
+        """The first polynomial, (primes, ring_degree), and the seed of the second. message: coefficients below t."""
         plain = self.api.Plaintext()
         plain.load(self.context, scratch.write(self.frames.plaintext(message)))
         try:
@@ -231,7 +234,7 @@ class _Seal:
         seed = seed_in(saved[CIPHERTEXT_START + self._zero.nbytes :])
         if seed is None:
             raise ConfigError("this tenseal saves a symmetric ciphertext without its seed", _INSTALL)
-        return np.frombuffer(saved, "<u8", self._zero.size, CIPHERTEXT_START), seed
+        return np.frombuffer(saved, "<u8", self._zero.size, CIPHERTEXT_START).reshape(self._zero.shape), seed
 
     def load(self, frame: Frame, scratch: Scratch) -> Any:
         ciphertext = self.api.Ciphertext()
@@ -247,20 +250,21 @@ class _Seal:
 
     def second_polynomial(self, ciphertext: Any, scratch: Scratch) -> Words:
         ciphertext.save(scratch.path)
-        return np.frombuffer(scratch.read(), "<u8", offset=CIPHERTEXT_START + self._zero.nbytes)
+        second = np.frombuffer(scratch.read(), "<u8", offset=CIPHERTEXT_START + self._zero.nbytes)
+        return second.reshape(self._zero.shape)
 
     def decrypt(self, decryptor: Any, ciphertext: Any, scratch: Scratch) -> Words:
+        """Coefficients up to the last one that is not zero."""
         plain = self.api.Plaintext()
         decryptor.decrypt(ciphertext, plain)
         plain.save(scratch.path)
-        found = np.frombuffer(scratch.read(), "<u8", offset=PLAINTEXT_START)
-        return np.pad(found, (0, self._ring_degree - found.size))  # SEAL leaves leading zeros out
+        return np.frombuffer(scratch.read(), "<u8", offset=PLAINTEXT_START)
 
     def transform(self, polynomial: Words, forwards: bool) -> Words:
         """A polynomial's residues into or out of the transformed form in which SEAL keeps a key."""
         with Scratch() as scratch:
-            frame = self.frames.ciphertext(np.concatenate([polynomial, polynomial]), ntt_form=not forwards)
-            ciphertext = self.load(frame, scratch)
+            # Twice the same: SEAL takes a ciphertext whose second polynomial is zero for a mistake.
+            ciphertext = self.load(self.frames.ciphertext(polynomial, polynomial, ntt_form=not forwards), scratch)
             if forwards:
                 self._evaluator.transform_to_ntt_inplace(ciphertext)
             else:

@@ -16,7 +16,7 @@ COMPACT, PRECISE = PRESETS["compact"], PRESETS["precise"]
 def test_presets_keep_their_promises() -> None:
     million = 1_000_000
     for scheme, most_bytes in ((COMPACT, 3.2), (PRECISE, 4.6)):
-        assert scheme.ciphertexts(million) * scheme.ciphertext_bytes / million <= most_bytes
+        assert scheme.message_bytes(million) / million <= most_bytes
         assert scheme.max_sites == 64
         assert scheme.failure_log2(64, 100 * million) <= SAFE_FAILURE_LOG2
         assert scheme.security_bits >= 128
@@ -115,7 +115,8 @@ def test_whatever_is_chosen_holds(sites: int, value_bits: int, parameters: int) 
 
 def test_the_chooser_never_pays_more_than_a_preset() -> None:
     for preset in PRESETS.values():
-        assert fit_scheme(64, preset.value_bits, 1_000_000).ciphertext_bytes <= preset.ciphertext_bytes
+        chosen = fit_scheme(64, preset.value_bits, 1_000_000)
+        assert chosen.message_bytes(1_000_000) <= preset.message_bytes(1_000_000)
 
 
 def test_values_are_frozen() -> None:
