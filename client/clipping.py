@@ -1,90 +1,161 @@
-"""The sum of clipped per-record gradients of one batch: the only thing DP-SGD ever takes from the records."""
+"""Which way the clipped gradients of a model are computed, and which models cannot be clipped at all.
 
-from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+The rule, in this order: book-keeping when every trainable parameter belongs to one module with a rule; else
+vectorised; else one by one. Before first use the way is checked against one by one on some of the records.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn import functional as F
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
-from client.clipping_layers import Layer, layer_for
+from client.clipping_modes import BookKeeping, ClippedSum, Losses, OneByOne, Vectorised, cross_entropy
 from common.errors import ConfigError
 
-Losses = Callable[[Tensor, Tensor], Tensor]  # (model output, labels) -> one loss per record (n,)
+PROBES = 3  # records for the check: enough that a mix-up of two shows
+_AT_ONCE_BYTES = {"cpu": 1 << 26, "cuda": 1 << 32}  # what is kept for backward: near the cache, or filling the device
+_chosen: dict[object, tuple[type[ClippedSum], int]] = {}  # by structure: the way, and how many records at once
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """(n,): one loss per record from logits (n, classes)."""
-    return F.cross_entropy(logits, labels, reduction="none")
+def clipped_sum_for(
+    model: nn.Module, max_grad_norm: float, features: Tensor, labels: Tensor, losses: Losses = cross_entropy
+) -> ClippedSum:
+    """The fastest way that is right for this model, checked on the first PROBES of features (n, ...) and labels (n,).
 
-
-class ClippedSum:
-    """Book-keeping: one forward, one backward without weight gradients, then one clipped product per layer.
-
-    Used as a context: inside it the model's trainable layers are watched by hooks, afterwards it is as it was.
-    Reference: Bu et al. 2023, arXiv:2210.00038.
+    Raises ConfigError naming the module when the model mixes records, so that no record has a gradient of its own.
     """
+    refuse_mixing_modules(model)
+    if not len(labels):
+        return OneByOne(model, max_grad_norm, losses)
+    probes, answers = features[:PROBES], labels[:PROBES]
+    shapes = [(path, type(module)) for path, module in model.named_modules()]
+    parameters = [(name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in model.named_parameters()]
+    structure = (*shapes, *parameters, probes.shape, probes.dtype, losses)
+    if structure not in _chosen:
+        _chosen[structure] = _choose(model, probes, answers, losses)
+    way, records_at_once = _chosen[structure]
+    clipped_sum = way(model, max_grad_norm, losses)
+    clipped_sum.records_at_once = records_at_once
+    return clipped_sum
 
-    def __init__(self, model: nn.Module, max_grad_norm: float, losses: Losses = cross_entropy) -> None:
-        self._model, self._max_grad_norm, self._losses = model, max_grad_norm, losses
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        sizes = [p.numel() for p in trainable.values()]
-        self._total = torch.zeros(sum(sizes)).to(next(iter(trainable.values())))
-        pieces = zip(trainable.items(), self._total.split(sizes), strict=True)
-        sums = {id(p): piece.view(p.shape) for (_, p), piece in pieces}
-        self._layers: list[tuple[nn.Module, Layer]] = []
-        for path, module in model.named_modules():
-            own = {name: sums[id(p)] for name, p in module.named_parameters(recurse=False) if id(p) in sums}
-            if own:
-                layer = layer_for(module, own)
-                if layer is None:
-                    kind = type(module).__name__
-                    raise ConfigError(f"model: {path or 'the model'} ({kind}) cannot be clipped per record")
-                self._layers.append((module, layer))
-        self._seen: dict[nn.Module, list[tuple[Tensor, GradientEdge]]] = {}
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def __enter__(self) -> Self:
-        self._hooks = [module.register_forward_hook(self._watch) for module, _ in self._layers]
-        return self
+def refuse_mixing_modules(model: nn.Module) -> None:
+    """Raise ConfigError when a module is known to let records see each other, and say what to put in its place."""
+    for path, module in model.named_modules():
+        keeps_statistics = isinstance(module, _InstanceNorm) and module.track_running_stats
+        if isinstance(module, _BatchNorm) or keeps_statistics:
+            channels = module.num_features
+            groups = math.gcd(channels, 8) if channels else 8
+            raise ConfigError(
+                f"model.factory: {path or 'the model'} ({type(module).__name__}) mixes the records of a batch, "
+                "so no record's influence can be bounded",
+                f"replace it with torch.nn.GroupNorm({groups}, {channels or 'channels'})",
+            )
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._seen = [], {}
 
-    def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        # The edge stays right when the output is changed in place afterwards, as by ReLU(inplace=True).
-        self._seen.setdefault(module, []).append((inputs[0].detach(), get_gradient_edge(output)))
+def _choose(model: nn.Module, probes: Tensor, answers: Tensor, losses: Losses) -> tuple[type[ClippedSum], int]:
+    with _ready_for_check(model, probes):
+        _refuse_mixing(model, probes)
+        expected = OneByOne(model, 1e-3, losses).of(probes, answers)
+        per_record = _bytes_for_backward(model, probes, answers, losses) // len(answers)
+        for way in (BookKeeping, Vectorised):
+            if _agrees(way, model, probes, answers, losses, expected):
+                held = expected.nbytes if way is Vectorised else 0
+                return way, max(1, _AT_ONCE_BYTES.get(probes.device.type, 1 << 26) // (per_record + held + 1))
+    return OneByOne, 1 << 30
 
-    def of(self, features: Tensor, labels: Tensor) -> Tensor:
-        """(d,): sum over the records of their gradients, each scaled down to L2 norm `max_grad_norm` if longer.
 
-        The vector is overwritten by the next call. An empty batch gives zeros.
-        """
-        self._total.zero_()
-        if len(labels):
-            self._add(features, labels)
-        return self._total
+def _agrees(
+    way: type[ClippedSum], model: nn.Module, probes: Tensor, answers: Tensor, losses: Losses, expected: Tensor
+) -> bool:
+    """Whether this way runs and gives the expected sum. The bound is so small that it clips every record."""
+    try:
+        with way(model, 1e-3, losses) as clipped_sum:
+            return _close(clipped_sum.of(probes, answers), expected)
+    except Exception:  # whatever a foreign module raises here, another way may take it
+        return False
 
-    def _add(self, features: Tensor, labels: Tensor) -> None:
-        self._seen.clear()
-        losses = self._losses(self._model(features), labels)
-        edges = [edge for calls in self._seen.values() for _, edge in calls]
-        # Only what leads to the edges is computed, so no weight gradient is.
-        gradients = iter(torch.autograd.grad(losses.sum(), edges))
+
+@contextmanager
+def _ready_for_check(model: nn.Module, probes: Tensor) -> Iterator[None]:
+    """Weights moved a little, as zeros would hide mistakes, and no dropout, as masks differ; all undone afterwards."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    before, was_training = [p.detach().clone() for p in parameters], model.training
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(0)
+        try:
+            with torch.no_grad():
+                for parameter in parameters:
+                    parameter += 0.02 * torch.randn(parameter.shape).to(parameter)
+                if not torch.equal(model(probes), model(probes)):
+                    model.eval()
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, before, strict=True):
+                    parameter.copy_(value)
+            model.train(was_training)
+
+
+def _refuse_mixing(model: nn.Module, probes: Tensor) -> None:
+    """Raise ConfigError when a record's output depends on the records beside it, naming where it begins."""
+    together = _outputs(model, probes)
+    alone = [_outputs(model, probe) for probe in probes.split(1)]
+    if _close(together[""], torch.cat([outputs[""] for outputs in alone])):
+        return
+    for path, output in together.items():
+        each = [outputs.get(path) for outputs in alone]
+        if any(t is None or len(t) != 1 for t in each) or not _close(output, torch.cat(each)):
+            raise ConfigError(
+                f"model.factory: {path or 'the model'} mixes the records of a batch, so no record's influence can "
+                "be bounded",
+                "use modules that treat each record alone, such as torch.nn.GroupNorm",
+            )
+
+
+def _outputs(model: nn.Module, probes: Tensor) -> dict[str, Tensor]:
+    """What each module gives, by path, in the order in which they finish; the model itself is ''."""
+    outputs: dict[str, Tensor] = {}
+
+    def keeper(path: str) -> Callable[[nn.Module, object, object], None]:
+        def keep(_module: nn.Module, _inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.dim():
+                outputs[path] = output.detach().clone()
+
+        return keep
+
+    hooks = [module.register_forward_hook(keeper(path)) for path, module in model.named_modules()]
+    try:
         with torch.no_grad():
-            used = [
-                (layer, [(inputs, next(gradients)) for inputs, _ in self._seen[module]])
-                for module, layer in self._layers
-                if module in self._seen
-            ]
-            norms = torch.stack([layer.squared_norms(calls) for layer, calls in used]).sum(0).sqrt_()
-            factors = self._max_grad_norm / norms.clamp_(min=self._max_grad_norm)
-            for layer, _ in used:
-                layer.add_clipped(factors)
-        self._seen.clear()
+            model(probes)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
+
+
+def _bytes_for_backward(model: nn.Module, probes: Tensor, answers: Tensor, losses: Losses) -> int:
+    """Bytes that a forward pass keeps for the backward pass, parameters left out."""
+    kept = {p.untyped_storage().data_ptr(): 0 for p in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage.data_ptr(), storage.nbytes())
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses(model(probes), answers)
+    return sum(kept.values())
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """Equal up to rounding. Written so that NaN is not."""
+    if found.shape != expected.shape:
+        return False
+    tolerance = 1e-8 if expected.dtype == torch.float64 else 1e-3
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-12))

@@ -9,13 +9,15 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vjp, vmap
 from torch.nn import functional as F
 
 Call = tuple[Tensor, Tensor]  # a layer's input (n, ...) and the loss gradient at its output (n, ...)
 Sums = dict[str, Tensor]  # by parameter name: where the clipped sum of that trainable parameter is gathered
 
 _CACHED_BYTES = 1 << 21  # temporaries up to this size stay in the processor's cache
-_DIRECT_BYTES = 1 << 26  # above it, per-record gradients of one layer are never held
+_DIRECT_BYTES = 1 << 26  # more than that is never held of one layer's per-record gradients
+_DIRECT_PENALTY = 32  # multiplications that one number of a per-record gradient costs to write, read and sum
 
 
 class Layer(Protocol):
@@ -38,118 +40,111 @@ class MatrixLayer:
     ("direct"), whichever is less work within the memory allowed.
     """
 
-    def __init__(self, sums: Sums, input_first: bool) -> None:
-        """input_first: the weight is stored as (inputs, outputs), as in Conv1D."""
-        self._weight, self._bias, self._input_first = sums.get("weight"), sums.get("bias"), input_first
+    def __init__(self, weight: Tensor | None, bias: Tensor | None, input_first: bool = False) -> None:
+        """weight, bias: their sums; input_first: the weight is stored as (inputs, outputs), as in Conv1D."""
+        self._weight, self._bias, self._input_first = weight, bias, input_first
+        self._direct = _PerRecord()
 
     def squared_norms(self, calls: list[Call]) -> Tensor:
         inputs, gradients = _joined_rows(calls)
-        self._left, self._right = (inputs, gradients) if self._input_first else (gradients, inputs)
-        self._direct = None
-        squares = _squares(gradients)
         self._bias_rows = gradients if gradients.dim() == 2 else gradients.sum(1)
+        bias_norms = _squares(self._bias_rows) if self._bias is not None or gradients.dim() == 2 else 0.0
         if self._weight is None:
-            return _squares(self._bias_rows)
+            return bias_norms
+        self._left, self._right = (inputs, gradients) if self._input_first else (gradients, inputs)
         if gradients.dim() == 2:
-            inputs_squared = _squares(inputs)
-            return squares * (inputs_squared if self._bias is None else inputs_squared + 1)
-        norms = self._squared_norms_of_rows()
-        return norms if self._bias is None else norms + _squares(self._bias_rows)
+            return bias_norms * (_squares(inputs) + (self._bias is not None))
+        return self._squared_norms_of_rows() + bias_norms
 
     def _squared_norms_of_rows(self) -> Tensor:
         left, right = self._left, self._right
         if _ghost_is_cheaper(len(left), left.shape[1], left.shape[2], right.shape[2], left.element_size()):
-            return _ghost(left.transpose(1, 2), right.transpose(1, 2))
-        self._direct = torch.bmm(left.transpose(1, 2), right).flatten(1)
-        return _squares(self._direct)
+            return _ghost(left, right)
+        direct = self._direct.room_for(len(left), self._weight)
+        torch.bmm(left.transpose(1, 2), right, out=direct.view(len(left), left.shape[2], right.shape[2]))
+        return _squares(direct)
 
     def add_clipped(self, factors: Tensor) -> None:
         if self._bias is not None:
             self._bias.addmv_(self._bias_rows.t(), factors)
-        if self._weight is not None and self._direct is not None:
-            self._weight.view(-1).addmv_(self._direct.t(), factors)
-        elif self._weight is not None:
+        if self._weight is not None and not self._direct.add_clipped(factors, self._weight):
             left, right = self._left, self._right
             scale = factors.view(-1, *[1] * (left.dim() - 1))
             left, right = (left * scale, right) if left.shape[-1] <= right.shape[-1] else (left, right * scale)
             self._weight.addmm_(left.reshape(-1, left.shape[-1]).t(), right.reshape(-1, right.shape[-1]))
-        del self._left, self._right, self._direct, self._bias_rows
+        self._left = self._right = self._bias_rows = None
 
 
 class ConvLayer:
-    """Conv1d and Conv2d: a linear layer whose rows are the patches under the kernel."""
+    """Conv1d and Conv2d: a linear layer whose rows are the windows under the kernel."""
 
     def __init__(self, module: nn.Conv1d | nn.Conv2d, sums: Sums) -> None:
         self._module, self._weight, self._bias = module, sums.get("weight"), sums.get("bias")
-        flat = isinstance(module, nn.Conv1d)
-        self._kernel = (1, *module.kernel_size) if flat else module.kernel_size
-        self._stride = (1, *module.stride) if flat else module.stride
-        self._dilation = (1, *module.dilation) if flat else module.dilation
-        self._padding = list(module._reversed_padding_repeated_twice)
-        self._flat = flat
+        one = (1,) if isinstance(module, nn.Conv1d) else ()  # a line is an image of height one
+        self._is_line = bool(one)
+        self._kernel = (*one, *module.kernel_size)
+        self._stride = (*one, *module.stride)
+        self._dilation = (*one, *module.dilation)
+        self._direct = _PerRecord()
 
     def squared_norms(self, calls: list[Call]) -> Tensor:
         self._calls = [self._as_images(*call) for call in calls]
         self._bias_rows = sum(gradients.sum((2, 3)) for _, gradients in self._calls)
-        norms = torch.zeros(len(self._bias_rows), dtype=self._bias_rows.dtype, device=self._bias_rows.device)
-        self._direct = None
-        if self._bias is not None:
-            norms += _squares(self._bias_rows)
-        if self._weight is not None:
-            norms += self._squared_norms_of_patches()
-        return norms
+        bias_norms = 0.0 if self._bias is None else _squares(self._bias_rows)
+        return bias_norms if self._weight is None else self._squared_norms_of_windows() + bias_norms
 
     def _as_images(self, inputs: Tensor, gradients: Tensor) -> Call:
-        if self._flat:
-            inputs, gradients = inputs.unsqueeze(2), gradients.unsqueeze(2)
-        if any(self._padding):
-            mode = self._module.padding_mode
-            padding = [*self._padding, 0, 0] if self._flat else self._padding
+        padding, mode = self._module._reversed_padding_repeated_twice, self._module.padding_mode
+        if any(padding):
             inputs = F.pad(inputs, padding, "constant" if mode == "zeros" else mode)
-        return inputs, gradients
+        return (inputs.unsqueeze(2), gradients.unsqueeze(2)) if self._is_line else (inputs, gradients)
 
-    def _squared_norms_of_patches(self) -> Tensor:
-        n, outputs, groups = len(self._bias_rows), self._bias_rows.shape[1], self._module.groups
-        patch, places = self._weight[0].numel(), sum(g[0, 0].numel() for _, g in self._calls)
-        ghost = _ghost_is_cheaper(n, places, patch, outputs // groups, self._weight.element_size())
-        if not ghost:
-            self._direct = self._weight.new_empty(n, self._weight.numel())
-        at_once = max(1, _CACHED_BYTES // (patch * groups * places * self._weight.element_size()))
-        norms = []
+    def _squared_norms_of_windows(self) -> Tensor:
+        n, groups, item = len(self._bias_rows), self._module.groups, self._weight.element_size()
+        outputs, window = self._weight.shape[0] // groups, self._weight[0].numel()
+        places = sum(gradients[0, 0].numel() for _, gradients in self._calls)
+        ghost = _ghost_is_cheaper(n * groups, places, outputs, window, item)
+        direct = None if ghost else self._direct.room_for(n, self._weight).view(n * groups, outputs, window)
+        norms = torch.empty(n * groups, dtype=self._weight.dtype, device=self._weight.device)
+        at_once = max(1, _CACHED_BYTES // (window * groups * places * item))
         for start in range(0, n, at_once):
-            chosen = slice(start, start + at_once)
-            patches, gradients = self._patches(chosen)
-            if ghost:
-                norms.append(_ghost(patches, gradients).view(-1, groups).sum(1))
+            windows, gradients = self._rows(slice(start, start + at_once))
+            piece = slice(start * groups, (start + at_once) * groups)
+            if direct is None:
+                norms[piece] = _ghost(gradients.transpose(1, 2), windows.transpose(1, 2))
             else:
-                direct = self._direct[chosen]
-                torch.bmm(gradients, patches.transpose(1, 2), out=direct.view(-1, outputs // groups, patch))
-                norms.append(_squares(direct))
-        return torch.cat(norms)
+                torch.bmm(gradients, windows.transpose(1, 2), out=direct[piece])
+                norms[piece] = _squares(direct[piece])
+        return norms.view(n, groups).sum(1)
 
-    def _patches(self, chosen: slice) -> Call:
-        """Patches (records * groups, patch, places) and gradients (records * groups, outputs / groups, places)."""
-        groups, patch = self._module.groups, self._weight[0].numel()
-        patches = [F.unfold(a[chosen], self._kernel, self._dilation, 0, self._stride) for a, _ in self._calls]
-        gradients = [g[chosen].flatten(2) for _, g in self._calls]
-        rows = len(gradients[0]) * groups
-        joined = [each[0] if len(each) == 1 else torch.cat(each, 2) for each in (patches, gradients)]
-        return joined[0].reshape(rows, patch, -1), joined[1].reshape(rows, joined[1].shape[1] // groups, -1)
+    def _rows(self, chosen: slice) -> Call:
+        """(records * groups, window, places) and (records * groups, outputs / groups, places)."""
+        pieces = [(self._windows(a[chosen], g.shape[2:]), g[chosen].flatten(2)) for a, g in self._calls]
+        windows, gradients = (
+            pieces[0] if len(pieces) == 1 else (torch.cat(each, 2) for each in zip(*pieces, strict=True))
+        )
+        rows = len(gradients) * self._module.groups
+        return windows.reshape(rows, -1, windows.shape[2]), gradients.reshape(rows, -1, gradients.shape[2])
+
+    def _windows(self, images: Tensor, places: torch.Size) -> Tensor:
+        """(n, channels * kernel, places), copied row by row; F.unfold copies value by value."""
+        record, channel, down, across = images.stride()
+        within = (down * self._dilation[0], across * self._dilation[1])
+        between = (down * self._stride[0], across * self._stride[1])
+        shape = (*images.shape[:2], *self._kernel, *places)
+        strides = (record, channel, *within, *between)
+        return images.as_strided(shape, strides, images.storage_offset()).reshape(len(images), -1, places.numel())
 
     def add_clipped(self, factors: Tensor) -> None:
         if self._bias is not None:
             self._bias.addmv_(self._bias_rows.t(), factors)
-        if self._direct is not None:
-            self._weight.view(-1).addmv_(self._direct.t(), factors)
-        elif self._weight is not None:
+        if self._weight is not None and not self._direct.add_clipped(factors, self._weight):
             shape = (*self._weight.shape[:2], *self._kernel)
             for inputs, gradients in self._calls:
-                clipped = torch.nn.grad.conv2d_weight(
-                    inputs, shape, gradients * factors.view(-1, 1, 1, 1), self._stride, 0, self._dilation,
-                    self._module.groups,
-                )  # fmt: skip
-                self._weight += clipped.view(self._weight.shape)
-        del self._calls, self._direct, self._bias_rows
+                clipped = gradients * factors.view(-1, 1, 1, 1)
+                rest = (self._stride, 0, self._dilation, self._module.groups)
+                self._weight += torch.nn.grad.conv2d_weight(inputs, shape, clipped, *rest).view(self._weight.shape)
+        self._calls = self._bias_rows = None
 
 
 class EmbeddingLayer:
@@ -163,15 +158,15 @@ class EmbeddingLayer:
         self._tokens = torch.cat([tokens.reshape(n, -1) for tokens, _ in calls], 1)
         self._gradients = torch.cat([gradients.reshape(n, -1, width) for _, gradients in calls], 1)
         if self._padding_idx is not None:
-            self._gradients = self._gradients * (self._tokens != self._padding_idx).unsqueeze(2)
-        same = self._tokens.unsqueeze(2) == self._tokens.unsqueeze(1)
+            self._gradients *= (self._tokens != self._padding_idx).unsqueeze(2)
         products = torch.bmm(self._gradients, self._gradients.transpose(1, 2))
-        return (products * same).sum((1, 2)).clamp_(min=0)
+        products *= self._tokens.unsqueeze(2) == self._tokens.unsqueeze(1)
+        return products.sum((1, 2)).clamp_(min=0)
 
     def add_clipped(self, factors: Tensor) -> None:
         rows = (self._gradients * factors.view(-1, 1, 1)).flatten(0, 1)
         self._weight.index_add_(0, self._tokens.flatten(), rows)
-        del self._tokens, self._gradients
+        self._tokens = self._gradients = None
 
 
 class NormLayer:
@@ -181,62 +176,109 @@ class NormLayer:
         self._module, self._weight, self._bias = module, sums.get("weight"), sums.get("bias")
 
     def squared_norms(self, calls: list[Call]) -> Tensor:
-        scale_rows, shift_rows = zip(*(self._rows(*call) for call in calls), strict=True)
-        self._scale_rows, self._shift_rows = sum(scale_rows), sum(shift_rows)
-        kept = [(self._weight, self._scale_rows), (self._bias, self._shift_rows)]
-        return sum(_squares(rows) for sums, rows in kept if sums is not None)
+        scales, shifts = zip(*(self._rows(*call) for call in calls), strict=True)
+        kept = [(self._weight, sum(scales)), (self._bias, sum(shifts))]
+        self._kept = [(total, rows) for total, rows in kept if total is not None]
+        return sum(_squares(rows) for _, rows in self._kept)
 
     def _rows(self, inputs: Tensor, gradients: Tensor) -> Call:
         """(n, features) each: gradients of scale and shift."""
         module, n = self._module, len(inputs)
         if isinstance(module, nn.LayerNorm):
             normal = F.layer_norm(inputs, module.normalized_shape, None, None, module.eps)
-            features = math.prod(module.normalized_shape)
-            return (normal * gradients).reshape(n, -1, features).sum(1), gradients.reshape(n, -1, features).sum(1)
-        normal = F.group_norm(inputs, module.num_groups, None, None, module.eps)
-        channels = module.num_channels
-        return (normal * gradients).reshape(n, channels, -1).sum(2), gradients.reshape(n, channels, -1).sum(2)
+            shape, rows = (n, -1, math.prod(module.normalized_shape)), 1
+        else:
+            normal = F.group_norm(inputs, module.num_groups, None, None, module.eps)
+            shape, rows = (n, module.num_channels, -1), 2
+        normal *= gradients
+        return normal.reshape(shape).sum(rows), gradients.reshape(shape).sum(rows)
 
     def add_clipped(self, factors: Tensor) -> None:
-        for sums, rows in ((self._weight, self._scale_rows), (self._bias, self._shift_rows)):
-            if sums is not None:
-                sums.view(-1).addmv_(rows.t(), factors)
-        del self._scale_rows, self._shift_rows
+        for total, rows in self._kept:
+            total.view(-1).addmv_(rows.t(), factors)
+        self._kept = None
+
+
+class AnyLayer:
+    """Any other module without children that maps one tensor to one: its gradients record by record, vectorised."""
+
+    def __init__(self, module: nn.Module, sums: Sums) -> None:
+        self._module, self._sums = module, sums
+
+    def squared_norms(self, calls: list[Call]) -> Tensor:
+        own = {name: p.detach() for name, p in self._module.named_parameters() if name in self._sums}
+
+        def gradients_of(inputs: Tensor, gradient: Tensor) -> dict[str, Tensor]:
+            pull = vjp(lambda p: functional_call(self._module, p, (inputs.unsqueeze(0),)), own)[1]
+            return pull(gradient.unsqueeze(0))[0]
+
+        each = [vmap(gradients_of, randomness="different")(*call) for call in calls]
+        self._direct = {name: sum(gradients[name] for gradients in each).flatten(1) for name in own}
+        return sum(_squares(rows) for rows in self._direct.values())
+
+    def add_clipped(self, factors: Tensor) -> None:
+        for name, rows in self._direct.items():
+            self._sums[name].view(-1).addmv_(rows.t(), factors)
+        self._direct = None
 
 
 def layer_for(module: nn.Module, sums: Sums) -> Layer | None:
-    """The layer's rule, or None when there is none. Exact types: a subclass may compute something else."""
+    """The rule for a module that owns trainable parameters, or None when there is none.
+
+    Exact types: a subclass may compute something else.
+    """
     kind = type(module)
     if kind is nn.Linear:
-        return MatrixLayer(sums, input_first=False)
+        return MatrixLayer(sums.get("weight"), sums.get("bias"))
     if kind.__name__ == "Conv1D" and hasattr(module, "nf"):  # Hugging Face's, known by its looks
-        return MatrixLayer(sums, input_first=True)
+        return MatrixLayer(sums.get("weight"), sums.get("bias"), input_first=True)
     if kind in (nn.Conv1d, nn.Conv2d):
         return ConvLayer(module, sums)
     if kind in (nn.LayerNorm, nn.GroupNorm):
         return NormLayer(module, sums)
     if kind is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq:
         return EmbeddingLayer(module, sums)
-    return None
+    return None if kind is nn.Embedding or next(module.children(), None) is not None else AnyLayer(module, sums)
+
+
+class _PerRecord:
+    """One layer's per-record gradients (n, parameters), held in memory that is used again at the next step."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+        self._held = 0
+
+    def room_for(self, n: int, weight: Tensor) -> Tensor:
+        if self._memory is None or len(self._memory) < n:
+            self._memory = weight.new_empty(n, weight.numel())
+        self._held = n
+        return self._memory[:n]
+
+    def add_clipped(self, factors: Tensor, total: Tensor) -> bool:
+        """Whether anything was held; it is then summed into `total` and forgotten."""
+        held, self._held = self._held, 0
+        if held:
+            total.view(-1).addmv_(self._memory[:held].t(), factors)
+        return held > 0
 
 
 def _joined_rows(calls: list[Call]) -> Call:
     """(n, d) and (n, p) for one call with one row per record, otherwise (n, rows, d) and (n, rows, p)."""
     if len(calls) == 1 and calls[0][0].dim() == 2:
         return calls[0]
-    n = len(calls[0][0])
-    inputs, gradients = zip(*calls, strict=True)
-    return tuple(torch.cat([t.reshape(n, -1, t.shape[-1]) for t in each], 1) for each in (inputs, gradients))
+    rows = [[t.reshape(len(t), -1, t.shape[-1]) for t in each] for each in zip(*calls, strict=True)]
+    inputs, gradients = (each[0] if len(each) == 1 else torch.cat(each, 1) for each in rows)
+    return inputs, gradients
 
 
 def _ghost_is_cheaper(n: int, rows: int, left: int, right: int, item: int) -> bool:
-    return rows * (left + right) <= left * right or n * left * right * item > _DIRECT_BYTES
+    return rows**2 * (left + right) <= _DIRECT_PENALTY * left * right or n * left * right * item > _DIRECT_BYTES
 
 
 def _ghost(left: Tensor, right: Tensor) -> Tensor:
-    """(n,): squared norms of left[i] @ right[i]' for left (n, p, rows) and right (n, d, rows), without the products."""
-    products = torch.bmm(left.transpose(1, 2), left)
-    products *= torch.bmm(right.transpose(1, 2), right)
+    """(n,): squared norms of left[i]' @ right[i] for left (n, rows, p) and right (n, rows, d), without the products."""
+    products = torch.bmm(left, left.transpose(1, 2))
+    products *= torch.bmm(right, right.transpose(1, 2))
     return products.sum((1, 2)).clamp_(min=0)
 
 

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from client.clipping import ClippedSum
+from client.clipping import PROBES, clipped_sum_for
+from client.clipping_modes import ClippedSum
 from client.sampling import poisson_batch
 from common.dp.events import DpEvent, PoissonGaussian
 from common.errors import ConfigError
-from common.federation import PrivacySettings, TrainingSettings, require
+from common.federation import PrivacySettings, TrainingSettings
 from common.models import parameters_of
 from common.randomness import Randomness
 from common.updates import Vector
@@ -73,7 +74,8 @@ def train(
         noise_std = noise_multiplier * privacy.max_grad_norm
         refuse_swallowed_noise(noise_std, privacy.max_grad_norm, training, before)
         descent = Descent(model, training)
-        with ClippedSum(model, privacy.max_grad_norm) as clipped:
+        probes = torch.tensor(features[:PROBES]), torch.tensor(labels[:PROBES])
+        with clipped_sum_for(model, privacy.max_grad_norm, *probes) as clipped:
             noised = partial(noised_sum, clipped, noise_std, randomness)
             _train_on_lots(noised, descent, features, labels, training, randomness)
         update = descent.weights - before
@@ -133,7 +135,6 @@ def refuse_swallowed_noise(noise_std: float, max_grad_norm: float, training: Tra
     in_sum = float(np.spacing(np.float32(min(max_grad_norm * training.lot_size, 1e38))))
     step_std = noise_std * training.learning_rate / training.lot_size
     in_weights = float(np.spacing(np.abs(weights).max()))
-    require(noise_std > 0, "privacy.noise_multiplier", noise_std / max_grad_norm, "positive")
     for name, std, spacing in (("sum of gradients", noise_std, in_sum), ("weights", step_std, in_weights)):
         if not _SPACINGS * spacing <= std < 1e30:
             raise ConfigError(
