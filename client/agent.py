@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from client import masking
 from client import round as local_round
+from client.round import joined
 from client.site import Site
 from common.errors import FederationError, ProtocolError, TrustError
 from common.roster import COORDINATOR
@@ -19,7 +21,7 @@ class Answer:
 
 
 def answer(site: Site, action: str, data: bytes) -> Answer:
-    """What this site says to one order. action: join, make_key, install_key, train, apply or release.
+    """What this site says to one order. action: one of Flower's message names in `client/app.py`.
 
     Whatever goes wrong on purpose becomes a signed refusal with a reason code, never silence; anything else is
     a bug of ours and propagates.
@@ -50,6 +52,8 @@ def _act(site: Site, action: str, order: Envelope) -> Answer:
             return Answer(local_round.make_key(site, order))
         case "install_key", Kind.ORDER:
             return Answer(local_round.install_key(site, order))
+        case "offer", Kind.ORDER:
+            return Answer(local_round.offer_masks(site, order))
         case "train", Kind.ORDER | Kind.READABLE_ORDER:
             readable = order.kind is Kind.READABLE_ORDER
             sealed = (local_round.run_readable_round if readable else local_round.run_local_round)(site, order)
@@ -64,6 +68,8 @@ def _act(site: Site, action: str, order: Envelope) -> Answer:
         case "apply", Kind.AGGREGATE:
             data, seconds = local_round.apply_aggregate(site, order)
             return Answer(data, {"open_s": seconds})
+        case (("agree" | "unmask" | "stand_in"), Kind.ORDER):
+            return Answer(getattr(masking, action)(site, joined(site, order), order))
         case "release", Kind.ORDER:
             return Answer(local_round.release(site, order))
     raise ProtocolError(f"{action!r} with {order.kind.name} is not an order that this site knows")

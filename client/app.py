@@ -13,24 +13,17 @@ from common.errors import ConfigError
 app = ClientApp()
 
 
-@app.query("join")
-def join(message: Message, context: Context) -> Message:
-    return _relay("join", message, context)
+QUERIES = ("join", "make_key", "install_key", "offer", "agree", "unmask", "stand_in", "release")
 
 
-@app.query("make_key")
-def make_key(message: Message, context: Context) -> Message:
-    return _relay("make_key", message, context)
+def _register(action: str) -> None:
+    @app.query(action)
+    def relay(message: Message, context: Context) -> Message:
+        return _relay(action, message, context)
 
 
-@app.query("install_key")
-def install_key(message: Message, context: Context) -> Message:
-    return _relay("install_key", message, context)
-
-
-@app.query("release")
-def release(message: Message, context: Context) -> Message:
-    return _relay("release", message, context)
+for name in QUERIES:
+    _register(name)
 
 
 @app.train()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from client import masking
 from client.policy import consent
 from client.runs import SiteRun
 from client.site import Site
@@ -23,10 +24,15 @@ from common.he.ciphertexts import Aggregate
 from common.he.keys import unwrap, wrap
 from common.he.quantize import dequantize_sum, quantize
 from common.he.scheme import CohortKey, encrypt, open_sum
+from common.masking import Lifting
 from common.model_state import ModelState, advance
 from common.models import build, load_parameters, parameters_of
 from common.updates import clip
 from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, plan_hash, to_json
+
+if TYPE_CHECKING:
+    pass
+
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,7 +79,7 @@ def join(site: Site, order: Envelope) -> bytes:
 
 def make_key(site: Site, order: Envelope) -> bytes:
     """Order {joined: site -> signed join answer} -> answer with the cohort key wrapped for each of them."""
-    run = _joined(site, order)
+    run = joined(site, order)
     publics = _exchange_keys(site, run, _table(from_json(order.body), "joined"))
     key = run.cohort_key() if run.has_cohort_key else CohortKey.generate(run.scheme)
     wrapped = wrap(key, run.exchange_key, publics, _key_context(run, site.name))
@@ -83,21 +89,24 @@ def make_key(site: Site, order: Envelope) -> bytes:
 
 
 def install_key(site: Site, order: Envelope) -> bytes:
-    """Order {maker's signed join answer and key answer} -> acknowledgement. A site that has a key keeps it."""
-    run = _joined(site, order)
+    """Order {joined: signed join answers, maker, made: its key answer} -> acknowledgement. A key once kept stays."""
+    run, body = joined(site, order), from_json(order.body)
+    publics = _exchange_keys(site, run, _table(body, "joined"))
+    if publics.get(site.name) != run.exchange_key.public:
+        raise TrustError("the coordinator shows another exchange key for this site")
+    run.keep_peers(publics)
     if not run.has_cohort_key:
-        body = from_json(order.body)
-        joined, made = (_signed_answer(site, run, body.get(part)) for part in ("joined", "made"))
-        if joined.sender != made.sender or made.sender not in run.cohort:
-            raise TrustError("the key and the exchange key come from different sites")
-        answer, maker_public = from_json(made.body), from_hex(from_json(joined.body).get("exchange"))
+        made = _signed_answer(site, run, body.get("made"))
+        if made.sender not in publics:
+            raise TrustError("the key was made by a site that has not joined")
+        answer = from_json(made.body)
         run.keep_cohort_key(
             unwrap(
                 from_hex(answer.get("wrapped")),
                 from_hex(_table(answer, "boxes").get(site.name)),
                 site.name,
                 run.exchange_key,
-                maker_public,
+                publics[made.sender],
                 _key_context(run, made.sender),
                 run.scheme,
             )
@@ -105,9 +114,17 @@ def install_key(site: Site, order: Envelope) -> bytes:
     return _answer(site, run, {"has_key": True})
 
 
+def offer_masks(site: Site, order: Envelope) -> bytes:
+    """Order for the coming round -> this site's offer and its packages for the peers."""
+    run = joined(site, order)
+    if order.round_number != run.state().round_number + 1:
+        raise WrongRound(f"round {order.round_number} is not the next one of this site")
+    return _answer(site, run, masking.offer(site, run, order.round_number))
+
+
 def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
-    """records -> DP training -> charge -> clip, quantize -> encrypt -> seal -> on disk -> out."""
-    run = _joined(site, order)
+    """records -> DP training -> charge -> clip, quantize -> mask -> encrypt -> seal -> on disk -> out."""
+    run = joined(site, order)
     state, number = run.state(), order.round_number
     if kept := run.sealed_update(number):
         return SealedUpdate(kept, 0.0, 0.0, site.ledger.epsilon)
@@ -120,7 +137,8 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
     clipped = clip(trained.update, run.plan.privacy.max_update_norm)
     rounding = site.randomness("rounding", number).uniform(clipped.values.size)
     packed = quantize(clipped, run.scheme.value_bits, rounding)
-    ciphertext = encrypt(packed.values, run.cohort_key())
+    masks = masking.mask(site, run, order, packed.values.size)
+    ciphertext = encrypt(packed.values, run.cohort_key(), masks)
     body = state.model_hash + ciphertext.encode()
     data = encode(Envelope(Kind.UPDATE, run.run, number, run.plan_hash, site.name, body), site.identity)
     run.keep_sealed_update(number, data)
@@ -129,7 +147,7 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
 
 def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
     """The same round without encryption, for baselines: the coordinator holds the model and reads the update."""
-    run, number = _joined(site, order), order.round_number
+    run, number = joined(site, order), order.round_number
     if run.plan.encryption.preset != "none":
         raise ProtocolError("the plan encrypts updates; a readable one is never sent")
     if kept := run.sealed_update(number):
@@ -176,11 +194,11 @@ def train_and_charge(site: Site, plan: Plan, run: bytes, round_number: int, mode
 
 def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
     """Aggregate -> opened, applied -> answer {round, model hash}, and the seconds it took to open."""
-    run = _joined(site, order)
+    run = joined(site, order)
     state = run.state()
     seconds = 0.0
     if order.round_number == state.round_number + 1:
-        sites, data = split_aggregate(order.body)
+        sites, lifting, data = split_aggregate(order.body)
         if not set(sites) <= set(run.cohort) or len(set(sites)) != len(sites):
             raise TrustError("the list of summed sites is not part of the cohort")
         required = max(run.plan.federation.min_cohort, site.settings.policy.min_cohort)
@@ -190,11 +208,13 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
         aggregate = Aggregate.decode(run.scheme, state.model.size, data)
         if aggregate.sites != len(sites):
             raise ProtocolError("the sum and the list of its sites do not agree")
-        total = open_sum(aggregate, run.cohort_key())
+        masks = masking.masks_in(run, order.round_number, sites, lifting, state.model.size)
+        total = open_sum(aggregate, run.cohort_key(), masks)
         summed = dequantize_sum(total, run.plan.privacy.max_update_norm, run.scheme.value_bits)
         seconds = time.perf_counter() - started
         state = advance(state, summed / len(sites), run.plan.training, run.plan.federation.rounds)
         run.keep_state(state)
+        masking.forget(run, order.round_number)
     elif order.round_number != state.round_number:
         raise WrongRound(f"the aggregate is of round {order.round_number}, this site has applied {state.round_number}")
     return _answer(site, run, {"round": state.round_number, "model_hash": state.model_hash.hex()}), seconds
@@ -202,7 +222,7 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
 
 def release(site: Site, order: Envelope) -> bytes:
     """The model, signed, when the plan says that the coordinator may have it."""
-    run = _joined(site, order)
+    run = joined(site, order)
     state, plan = run.state(), run.plan.federation
     if plan.reveal == "never" or (plan.reveal == "final" and state.round_number != plan.rounds):
         raise ProtocolError(f"the plan does not reveal the model now (federation.reveal = {plan.reveal!r})")
@@ -211,17 +231,18 @@ def release(site: Site, order: Envelope) -> bytes:
     return encode(envelope, site.identity)
 
 
-def split_aggregate(body: bytes) -> tuple[list[str], bytes]:
-    """The signed list of summed sites and the encrypted sum: length u32 | JSON list | sum."""
+def split_aggregate(body: bytes) -> tuple[list[str], Lifting, bytes]:
+    """The summed sites, what lifts their masks, and the encrypted sum: length u32 | JSON head | sum."""
     length = int.from_bytes(body[:4], "big")
     head = from_json(body[4 : 4 + length])
     sites = head.get("sites")
     if not isinstance(sites, list) or not all(isinstance(name, str) for name in sites):
         raise ProtocolError("an aggregate names the sites that it sums")
-    return sites, body[4 + length :]
+    return sites, Lifting.from_json(head), body[4 + length :]
 
 
-def _joined(site: Site, order: Envelope) -> SiteRun:
+def joined(site: Site, order: Envelope) -> SiteRun:
+    """The run that the order belongs to. Raises ProtocolError or TrustError when this site has not agreed to it."""
     run = SiteRun.open(site.directory / "runs", order.run)
     if order.plan != run.plan_hash:
         raise TrustError("the order carries another plan than the one this site joined")

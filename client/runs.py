@@ -1,11 +1,12 @@
 """One run as the site remembers it on disk, so that a restart goes on where it stopped and never releases twice."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from common.config import fill, to_table
-from common.errors import ProtocolError
+from common.errors import ProtocolError, TrustError
 from common.federation import Plan
 from common.files import write_atomically
 from common.he.parameters import Scheme, choose_scheme
@@ -13,7 +14,7 @@ from common.he.scheme import CohortKey
 from common.he.sealing import ExchangeKey
 from common.keystore import load_secret, save_secret
 from common.model_state import ModelState
-from common.wire import from_json, plan_hash, to_json
+from common.wire import from_hex, from_json, plan_hash, to_json
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,18 @@ class SiteRun:
 
     def keep_cohort_key(self, key: CohortKey) -> None:
         save_secret(self.directory / "cohort.key", key.export_for_wrapping(), None)
+
+    def keep_peers(self, publics: Mapping[str, bytes]) -> None:
+        """The cohort's X25519 keys of this run, this site's own among them; once kept they never change."""
+        path = self.directory / "peers.json"
+        peers = to_json({name: public.hex() for name, public in publics.items()})
+        if path.exists() and path.read_bytes() != peers:
+            raise TrustError("the coordinator shows other exchange keys than before")
+        write_atomically(path, peers)
+
+    def peers(self) -> dict[str, bytes]:
+        shown = from_json((self.directory / "peers.json").read_bytes())
+        return {name: from_hex(public) for name, public in shown.items()}
 
     def state(self) -> ModelState:
         return ModelState.from_bytes((self.directory / "state").read_bytes())

@@ -111,9 +111,25 @@ class PrivacySettings:
 
 @dataclass(frozen=True)
 class EncryptionSettings:
-    """preset `none` sends readable updates: for baselines; the report says so in its first line."""
+    """preset `none` sends readable updates: for baselines; the report says so in its first line.
+
+    threshold: how many sites must agree on the list of a round before anything that lifts a mask is revealed, and
+    how many can stand in for one that vanishes then. 0: two thirds of the cohort, rounded down, plus one.
+    """
 
     preset: Literal["compact", "precise", "none"] = "compact"
+    threshold: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.threshold == 0 or self.threshold >= 2, "encryption.threshold", self.threshold, "2 or more (0: choose)"
+        )
+
+    def threshold_of(self, sites: int) -> int:
+        """For a cohort of that many sites. Over half of them, so that two lists can never both be agreed on."""
+        threshold = self.threshold or 2 * sites // 3 + 1
+        require(sites < 2 * threshold <= 2 * sites, "encryption.threshold", threshold, f"{sites // 2 + 1} to {sites}")
+        return threshold
 
 
 @dataclass(frozen=True)

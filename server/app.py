@@ -18,10 +18,11 @@ from common.model_state import ModelState
 from common.models import build, parameters_of
 from common.roster import COORDINATOR
 from common.wire import Envelope, Kind, encode, to_json
+from server.encrypted_rounds import EncryptedRounds
 from server.links import Link, Links, Reply, outgoing
 from server.round import LeftOut, too_few
 from server.store import RunStore
-from server.strategy import ROUND_TIMEOUT_SECONDS, EncryptedRounds, OnRound, ReadableRounds, Rounds
+from server.strategy import ROUND_TIMEOUT_SECONDS, OnRound, ReadableRounds, Rounds
 
 JOIN_TIMEOUT_SECONDS = 300.0
 OnEnd = Callable[["Outcome"], None]
@@ -113,7 +114,7 @@ def _share_key(links: Links, store: RunStore, joined: Mapping[str, str]) -> None
         answer = made.get(maker)
         if not isinstance(answer, Reply):
             raise ProtocolError(f"{maker} was to make the cohort's key: {answer.message if answer else 'no answer'}")
-        ceremony = {"joined": joined[maker], "made": answer.data.hex()}
+        ceremony = {"joined": dict(joined), "made": answer.data.hex()}
         store.keep_ceremony(ceremony)
     order = _order(store, ceremony)
     answers = links.exchange("query.install_key", dict.fromkeys(joined, order), 0, JOIN_TIMEOUT_SECONDS)

@@ -82,12 +82,37 @@ class RunStore:
 
     def keep_aggregate(self, round_number: int, envelope: bytes) -> None:
         write_atomically(self._aggregate(round_number), envelope)
+        self._sum(round_number).unlink(missing_ok=True)
+
+    def offers(self, round_number: int) -> dict[str, Any] | None:
+        """The mask offers that the sites were shown in that round: fixed before anybody masks with them."""
+        path = self.directory / "offers" / f"{round_number:06d}"
+        return from_json(path.read_bytes()) if path.exists() else None
+
+    def keep_offers(self, round_number: int, offers: Mapping[str, Any]) -> None:
+        (self.directory / "offers").mkdir(exist_ok=True)
+        write_atomically(self.directory / "offers" / f"{round_number:06d}", to_json(dict(offers)))
+
+    def has_sum(self, round_number: int) -> bool:
+        """Whether that round's blind sum is on disk but not yet published."""
+        return self._sum(round_number).exists() and not self.has_aggregate(round_number)
+
+    def sum(self, round_number: int) -> tuple[list[str], bytes]:
+        """The sites that were summed, and their sum with its masks still on."""
+        data = self._sum(round_number).read_bytes()
+        length = int.from_bytes(data[:4], "big")
+        return from_json(data[4 : 4 + length])["sites"], data[4 + length :]
+
+    def keep_sum(self, round_number: int, sites: list[str], total: bytes) -> None:
+        """On disk before any site is asked to agree: the list of a round never changes."""
+        head = to_json({"sites": sites})
+        write_atomically(self._sum(round_number), len(head).to_bytes(4, "big") + head + total)
 
     def ceremony(self) -> dict[str, Any] | None:
         path = self.directory / "ceremony.json"
         return from_json(path.read_bytes()) if path.exists() else None
 
-    def keep_ceremony(self, answers: Mapping[str, str]) -> None:
+    def keep_ceremony(self, answers: Mapping[str, Any]) -> None:
         write_atomically(self.directory / "ceremony.json", to_json(dict(answers)))
 
     def state(self) -> ModelState | None:
@@ -99,6 +124,9 @@ class RunStore:
 
     def keep_release(self, model: NDArray[np.float32]) -> None:
         write_atomically(self.directory / "released.safetensors", save({"model": model}), mode=0o644)
+
+    def _sum(self, round_number: int) -> Path:
+        return self.directory / "aggregates" / f"{round_number:06d}.masked"
 
     def _aggregate(self, round_number: int) -> Path:
         return self.directory / "aggregates" / f"{round_number:06d}"

@@ -1,7 +1,7 @@
-"""The rounds as a Flower Strategy: orders out, updates in, a sum out, and a record of what happened.
+"""The rounds as a Flower Strategy: orders out, updates in, a result out, and a record of what happened.
 
-Flower's own loop drives it: `train` collects updates, `evaluate` carries the encrypted sum to the sites, which
-open and apply it. A run without encryption has no sum to carry: the coordinator applies the mean itself.
+Flower's own loop drives it: `train` collects updates, `evaluate` carries a result back. What a result is depends on
+the run: see `encrypted_rounds.py`, and here `ReadableRounds` for baselines without encryption.
 """
 
 import time
@@ -14,17 +14,14 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from common.errors import FederationError, InvalidUpdate, ProtocolError, TrustError
+from common.errors import FederationError, InvalidUpdate
 from common.federation import Plan
-from common.he.ciphertexts import Ciphertext
-from common.he.parameters import Scheme
 from common.model_state import ModelState, advance
 from common.roster import COORDINATOR
-from common.wire import Envelope, Kind, encode, from_json, to_json
+from common.wire import Envelope, Kind, encode
 from server.aggregate_clear import mean
-from server.aggregate_encrypted import BlindSum
 from server.links import Links, Reply
-from server.round import Closed, Collecting, LeftOut, too_few
+from server.round import Closed, Collecting, LeftOut
 from server.store import RunStore
 
 ROUND_TIMEOUT_SECONDS = 3600.0
@@ -45,17 +42,17 @@ class Rounds(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         self._begin()
-        number, ready = self.closed + 1, self._ready()
+        number = self.closed + 1
+        orders = self._orders(number)
         self.collecting = Collecting(
             self.store.run,
             self.store.plan_hash,
             number,
-            frozenset(ready),
+            frozenset(orders),
             self.plan.federation.min_cohort,
             self.update,
         )
-        order = self._order(number)
-        return [self.links.send(site, "train", order, number) for site in ready]
+        return [self.links.send(site, "train", order, number) for site, order in orders.items()]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -109,12 +106,9 @@ class Rounds(Strategy):
         self.links.by_site[site].refusals.append(left)
         self.collecting = self.collecting.leave_out(left)
 
-    def _ready(self) -> list[str]:
-        return sorted(self.links.by_site)
-
     @abstractmethod
-    def _order(self, number: int) -> bytes:
-        """The bytes of this round's order: the same for every site."""
+    def _orders(self, number: int) -> Mapping[str, bytes]:
+        """This round's order for every site that is asked."""
 
     @abstractmethod
     def _check(self, body: bytes) -> None:
@@ -127,90 +121,6 @@ class Rounds(Strategy):
     @abstractmethod
     def _after(self, replies: Iterable[Message]) -> None:
         """Take in the sites' answers to the sum."""
-
-
-class EncryptedRounds(Rounds):
-    """The coordinator sums what it cannot read and relays the sum. It never holds the model."""
-
-    update = Kind.UPDATE
-
-    def __init__(
-        self, store: RunStore, links: Links, closed: int, on_round: OnRound, scheme: Scheme, length: int
-    ) -> None:
-        super().__init__(store, links, closed, on_round)
-        self.scheme, self.length = scheme, length
-        self.catch_up()
-
-    def catch_up(self) -> None:
-        """Send each site that missed rounds the sums that it lacks, oldest first."""
-        for number in range(min(link.round_number for link in self.links.by_site.values()) + 1, self.closed + 1):
-            data = self.store.aggregate(number)
-            behind = dict.fromkeys(self.links.at_round(number - 1), data)
-            self._applied(number, self.links.exchange("evaluate", behind, number, ROUND_TIMEOUT_SECONDS))
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        data = self.store.aggregate(self.closed)
-        return [self.links.send(site, "evaluate", data, self.closed) for site in self.links.at_round(self.closed - 1)]
-
-    def _ready(self) -> list[str]:
-        self.catch_up()
-        return self.links.at_round(self.closed)
-
-    def _order(self, number: int) -> bytes:
-        self.version = self._common_version(self.closed)
-        body = to_json({"model_hash": self.version})
-        return encode(self._envelope(Kind.ORDER, number, body), self.store.identity)
-
-    def _check(self, body: bytes) -> None:
-        if body[:32].hex() != self.version:
-            raise TrustError("the update was trained on another model")
-        Ciphertext.decode(self.scheme, self.length, body[32:])
-
-    def _combine(self) -> Closed:
-        started = time.perf_counter()
-        total = BlindSum(self.scheme, self.length)
-        for site, body in sorted(self.collecting.received.items()):
-            try:
-                total.add(Ciphertext.decode(self.scheme, self.length, body[32:]))
-            except ProtocolError as error:
-                self._refuse(site, error)
-        closed = self.collecting.close()
-        head = to_json({"sites": sorted(closed.received)})
-        body = len(head).to_bytes(4, "big") + head + total.result().encode()
-        envelope = self._envelope(Kind.AGGREGATE, closed.round_number, body)
-        self.store.keep_aggregate(closed.round_number, encode(envelope, self.store.identity))
-        self.seconds["sum_s"] = time.perf_counter() - started
-        return closed
-
-    def _after(self, replies: Iterable[Message]) -> None:
-        self._applied(self.closed, dict(self.links.read(message) for message in replies))
-
-    def _applied(self, number: int, answers: Mapping[str, Reply | LeftOut]) -> None:
-        for site, answer in answers.items():
-            if isinstance(answer, Reply):
-                link = self.links.by_site[site]
-                link.round_number = number
-                link.model_hash = str(from_json(answer.envelope.body).get("model_hash"))
-                self.seconds["open_s"] += answer.metrics.get("open_s", 0.0)
-        self._common_version(number)
-        applied = len(self.links.at_round(number))
-        if number == self.closed and applied < self.plan.federation.min_cohort:
-            failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
-            raise too_few(number, applied, self.plan.federation.min_cohort, failed)
-
-    def _common_version(self, number: int) -> str:
-        """The hash of the model that every site holds after that round. Raises TrustError when they differ."""
-        versions: dict[str, list[str]] = {}
-        for site in self.links.at_round(number):
-            versions.setdefault(self.links.by_site[site].model_hash, []).append(site)
-        if len(versions) > 1:
-            raise TrustError(f"after round {number} the sites hold different models: {sorted(versions.values())}")
-        return next(iter(versions), "")
-
-    def _envelope(self, kind: Kind, number: int, body: bytes) -> Envelope:
-        return Envelope(kind, self.store.run, number, self.store.plan_hash, COORDINATOR, body)
 
 
 class ReadableRounds(Rounds):
@@ -227,9 +137,10 @@ class ReadableRounds(Rounds):
     ) -> Iterable[Message]:
         return []
 
-    def _order(self, number: int) -> bytes:
+    def _orders(self, number: int) -> Mapping[str, bytes]:
         body = self.state.model.astype("<f4").tobytes()
-        return encode(Envelope(Kind.READABLE_ORDER, self.store.run, number, self.store.plan_hash, COORDINATOR, body))
+        order = encode(Envelope(Kind.READABLE_ORDER, self.store.run, number, self.store.plan_hash, COORDINATOR, body))
+        return dict.fromkeys(sorted(self.links.by_site), order)
 
     def _check(self, body: bytes) -> None:
         if len(body) != 4 * self.state.model.size:
@@ -250,4 +161,4 @@ class ReadableRounds(Rounds):
         pass
 
 
-_PHASES = ("train_s", "encrypt_s", "sum_s", "open_s")
+_PHASES = ("train_s", "encrypt_s", "sum_s", "unmask_s", "open_s")

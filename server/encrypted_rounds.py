@@ -1,0 +1,113 @@
+"""Rounds whose updates the coordinator cannot read: it sums blind, has the masks lifted, and relays the sum.
+
+It never holds the model: the sites open the sum, apply it and answer with the hash of what they hold.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+
+from common.errors import ProtocolError, TrustError
+from common.he.ciphertexts import Ciphertext
+from common.he.parameters import Scheme
+from common.roster import COORDINATOR
+from common.wire import Envelope, Kind, encode, from_json, to_json
+from server.aggregate_encrypted import BlindSum
+from server.links import Links, Reply
+from server.mask_relay import MaskRelay
+from server.round import Closed, LeftOut, too_few
+from server.store import RunStore
+from server.strategy import ROUND_TIMEOUT_SECONDS, OnRound, Rounds
+
+
+class EncryptedRounds(Rounds):
+    """The coordinator sums what it cannot read and relays the sum. It never holds the model."""
+
+    update = Kind.UPDATE
+
+    def __init__(
+        self, store: RunStore, links: Links, closed: int, on_round: OnRound, scheme: Scheme, length: int
+    ) -> None:
+        super().__init__(store, links, closed, on_round)
+        self.scheme, self.length = scheme, length
+        self.relay = MaskRelay(store, links)
+        if store.has_sum(closed + 1):  # the process stopped between the sum and its publication
+            self._publish(closed + 1)
+            self.closed = closed + 1
+            store.fill_gap(self.closed)
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Send each site that missed rounds the sums that it lacks, oldest first."""
+        for number in range(min(link.round_number for link in self.links.by_site.values()) + 1, self.closed + 1):
+            data = self.store.aggregate(number)
+            behind = dict.fromkeys(self.links.at_round(number - 1), data)
+            self._applied(number, self.links.exchange("evaluate", behind, number, ROUND_TIMEOUT_SECONDS))
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        data = self.store.aggregate(self.closed)
+        return [self.links.send(site, "evaluate", data, self.closed) for site in self.links.at_round(self.closed - 1)]
+
+    def _orders(self, number: int) -> Mapping[str, bytes]:
+        self.catch_up()
+        self.version = self._common_version(self.closed)
+        return self.relay.orders(number, self.links.at_round(self.closed), self.version)
+
+    def _check(self, body: bytes) -> None:
+        if body[:32].hex() != self.version:
+            raise TrustError("the update was trained on another model")
+        Ciphertext.decode(self.scheme, self.length, body[32:])
+
+    def _combine(self) -> Closed:
+        started = time.perf_counter()
+        total = BlindSum(self.scheme, self.length)
+        for site, body in sorted(self.collecting.received.items()):
+            try:
+                total.add(Ciphertext.decode(self.scheme, self.length, body[32:]))
+            except ProtocolError as error:
+                self._refuse(site, error)
+        closed = self.collecting.close()
+        self.store.keep_sum(closed.round_number, sorted(closed.received), total.result().encode())
+        self.seconds["sum_s"] = time.perf_counter() - started
+        self._publish(closed.round_number)
+        return closed
+
+    def _publish(self, number: int) -> None:
+        """Have the masks of the stored sum lifted, and put sum and lifting on disk as the sites will receive them."""
+        started = time.perf_counter()
+        received, total = self.store.sum(number)
+        lifting = self.relay.lift(number, received)
+        head = to_json({"sites": received, **lifting.to_json()})
+        body = len(head).to_bytes(4, "big") + head + total
+        envelope = Envelope(Kind.AGGREGATE, self.store.run, number, self.store.plan_hash, COORDINATOR, body)
+        self.store.keep_aggregate(number, encode(envelope, self.store.identity))
+        self.seconds["unmask_s"] = time.perf_counter() - started
+
+    def _after(self, replies: Iterable[Message]) -> None:
+        self._applied(self.closed, dict(self.links.read(message) for message in replies))
+
+    def _applied(self, number: int, answers: Mapping[str, Reply | LeftOut]) -> None:
+        for site, answer in answers.items():
+            if isinstance(answer, Reply):
+                link = self.links.by_site[site]
+                link.round_number = number
+                link.model_hash = str(from_json(answer.envelope.body).get("model_hash"))
+                self.seconds["open_s"] += answer.metrics.get("open_s", 0.0)
+        self._common_version(number)
+        applied = len(self.links.at_round(number))
+        if number == self.closed and applied < self.plan.federation.min_cohort:
+            failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
+            raise too_few(number, applied, self.plan.federation.min_cohort, failed)
+
+    def _common_version(self, number: int) -> str:
+        """The hash of the model that every site holds after that round. Raises TrustError when they differ."""
+        versions: dict[str, list[str]] = {}
+        for site in self.links.at_round(number):
+            versions.setdefault(self.links.by_site[site].model_hash, []).append(site)
+        if len(versions) > 1:
+            raise TrustError(f"after round {number} the sites hold different models: {sorted(versions.values())}")
+        return next(iter(versions), "")

@@ -1,0 +1,76 @@
+"""From the sites' revelations to what lifts the masks of the agreed list. Pure; every secret is checked."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.errors import CohortTooSmall, FederationError, ProtocolError
+from common.he.masks import pairwise_seed
+from common.he.sealing import ExchangeKey
+from common.he.shares import combine_shares, commit
+from common.masking import Lifting, Offer, mask_context
+from common.wire import from_hex
+
+
+def silent_sites(offers: Mapping[str, Offer], received: list[str], revealed: Mapping[str, Any]) -> list[str]:
+    """Sites on the list that have not revealed all that they owe: a self seed that fits, a seed per vanished peer."""
+    vanished = set(offers) - set(received)
+    return [site for site in received if not _is_whole(offers[site], vanished, revealed.get(site))]
+
+
+def lift(
+    run: bytes,
+    round_number: int,
+    threshold: int,
+    offers: Mapping[str, Offer],
+    received: list[str],
+    revealed: Mapping[str, Any],
+    shares: Mapping[str, Any],
+) -> Lifting:
+    """What removes the masks of `received`, from live sites' own words and, for silent ones, from their peers' shares.
+
+    revealed: site -> {self, pairs}. shares: site -> {self: {silent: share}, keys: {vanished: share}}.
+    Raises CohortTooSmall when too few stand in, ProtocolError when shares do not give what was offered.
+    """
+    silent = silent_sites(offers, received, revealed)
+    vanished = sorted(set(offers) - set(received))
+    seeds = {site: from_hex(revealed[site]["self"]) for site in received if site not in silent}
+    pairs = {
+        (site, gone): from_hex(revealed[site]["pairs"][gone])
+        for site in received
+        if site not in silent
+        for gone in vanished
+    }
+    for site in silent:
+        seeds[site] = _combined(site, "self", shares, threshold)
+        if commit(seeds[site]) != offers[site].commitment:
+            raise ProtocolError(f"the shares of {site}'s self seed do not give what it committed to")
+    if silent:
+        for gone in vanished:
+            mask_key = ExchangeKey.from_private_bytes(_combined(gone, "keys", shares, threshold))
+            if mask_key.public != offers[gone].mask_key:
+                raise ProtocolError(f"the shares of {gone}'s mask key do not give what it offered")
+            for site in silent:
+                context = mask_context(run, round_number)
+                pairs[site, gone] = pairwise_seed(mask_key, offers[site].mask_key, gone, site, context)
+    return Lifting(seeds, pairs)
+
+
+def _is_whole(offer: Offer, vanished: set[str], said: Any) -> bool:
+    try:
+        return commit(from_hex(said["self"])) == offer.commitment and all(
+            len(from_hex(said["pairs"][gone])) == 32 for gone in vanished
+        )
+    except (FederationError, KeyError, TypeError):
+        return False
+
+
+def _combined(owner: str, part: str, shares: Mapping[str, Any], threshold: int) -> bytes:
+    given = {}
+    for holder, said in shares.items():
+        try:
+            given[holder] = from_hex(said[part][owner])
+        except (FederationError, KeyError, TypeError):
+            continue
+    if len(given) < threshold:
+        raise CohortTooSmall(f"{owner} vanished while masks were lifted, and {len(given)} of {threshold} stood in")
+    return combine_shares(given, threshold)
