@@ -35,6 +35,7 @@ _FINEST = 1e-4  # dp-accounting's grid, in nats of loss; finer would fall below 
 _STEPS_PER_SPREAD = 16  # grid steps in one standard deviation of one release: costs about 0.03 % of epsilon
 _LARGEST_EXCESS = 0.015  # of epsilon that the grid may cost in all; decides for epsilon above 20 or so
 _LARGEST_GRID = 2**19  # points; beyond it the grid is made coarser instead
+_MARGIN = 1e-5  # added to every epsilon: more than rounding errors of floating point can hide
 _TAIL = 1e-15  # chance of a loss beyond the grid, on either side; given to infinity
 _TAIL_DEVIATIONS = 10.0  # of the Gaussian; what lies beyond has a chance below 1e-23 and is given to infinity
 _LARGEST_NOISE = 1e4
@@ -43,12 +44,13 @@ _LARGEST_NOISE = 1e4
 def epsilon(events: Iterable[DpEvent], delta: float) -> float:
     """Epsilon for which all `events` together are (epsilon, delta)-DP.
 
-    Guarantee: an upper bound, at most 0.02 above dp-accounting's PLD and never below it. Infinite where the noise
-    is too small for the grid. Releases may depend on one another's answers.
+    Guarantee: an upper bound, within 0.02 of dp-accounting's PLD and never below it (but see `second_opinion`).
+    Each release may depend on the answers of those before. Infinite where delta is below what rounding can resolve,
+    about 1e-14.
     """
     require(0 < delta < 0.1, "delta", delta, "above 0, below 0.1")
     parts = _compact(events)
-    return _epsilon(parts, delta) if parts else 0.0
+    return _epsilon(parts, delta) + _MARGIN if parts else 0.0
 
 
 class Budget(Protocol):
@@ -87,7 +89,10 @@ def calibrate_noise(budget: Budget, sample_rate: float, steps: int, spent: Itera
 
 
 def second_opinion(events: Iterable[DpEvent], delta: float) -> float:
-    """The same epsilon by Google's dp-accounting, slowly: for audits and tests."""
+    """The same epsilon by Google's dp-accounting, slowly: for audits and tests.
+
+    It rounds each loss of discrete Laplace noise up by as much as 1e-4 nats; `epsilon` keeps its mean instead.
+    """
     from dp_accounting import dp_event
     from dp_accounting.pld import PLDAccountant
 

@@ -175,7 +175,7 @@ class Ledger:
             try:
                 self._follow(entry.record)
             except (ConfigError, KeyError, TypeError, ValueError) as error:
-                raise TrustError(f"{self._log.path}, line {entry.index + 1}: not an entry of a ledger") from error
+                raise TrustError(f"{self._log.path}, line {entry.index + 1}: no entry of a ledger: {error}") from error
             self._seen += 1
 
     def _follow(self, record: Mapping[str, Any]) -> None:
@@ -187,6 +187,8 @@ class Ledger:
                 self.budget = PrivacyBudget(float(record["epsilon"]), float(record["delta"]))
             case "charge" if self._seen:
                 charge = _charge_from_dict(record)
+                if charge.key in self._charges:
+                    raise ValueError("charged before")
                 self._charges[charge.key] = charge
             case kind:
                 raise ValueError(f"{kind} does not belong here")
