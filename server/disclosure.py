@@ -41,7 +41,6 @@ class Disclosure:
     """
 
     encrypted: bool
-    masked: bool
     private: bool
     reveal: str
     min_cohort: int
@@ -60,7 +59,6 @@ class Disclosure:
         min_cohort = federation.get("min_cohort", 2)
         return cls(
             encrypted=encryption.get("preset", "none") != "none",
-            masked=encryption.get("masks") is True,
             private=privacy.get("mode") == "local",
             reveal=federation.get("reveal", "every-round"),
             min_cohort=min_cohort,
@@ -176,19 +174,11 @@ def _summed(facts: Disclosure) -> Answer:
 def _together(facts: Disclosure) -> Answer:
     if not facts.encrypted:
         return _readable(facts)
-    if not facts.masked:
-        return Answer(
-            "yes", f"One has the ciphertexts, the other has the key. Masks are not in place yet.{_noise(facts)}"
-        )
     summed = _summed(facts)
     return Answer(summed.level, f"Masks hide each update. {summed.why}") if summed.level == "no" else summed
 
 
 def _stolen(facts: Disclosure) -> Answer:
-    if facts.encrypted and not facts.masked:
-        return Answer(
-            "yes", "That site's last one. The key lies there too: with the coordinator's ciphertexts, those of others."
-        )
     return Answer("yes", "That site's last one.")
 
 
@@ -216,10 +206,10 @@ def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], 
             "noise protects records.",
         ),
         (
-            facts.encrypted and not facts.masked,
-            "Collusion",
-            "All sites hold the same key. A site that gets ciphertexts from the coordinator can open one site's "
-            "update. Masks against this are not in place yet.",
+            facts.encrypted,
+            "Collusion of many",
+            "Masks keep one site's update from the coordinator and a few colluding sites. If as many sites collude as "
+            "the threshold of the plan says, they can lift the masks of the others.",
         ),
         (
             facts.min_cohort == 2,

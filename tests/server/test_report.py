@@ -303,26 +303,16 @@ def test_hundred_sites_and_one_round_are_drawn(page_of):
     assert sum(tag == "svg" for tag, _ in page.tags) == 5
 
 
-def test_encrypted_run_tells_of_collusion_and_hides_updates_from_the_coordinator(page_of):
+def test_an_encrypted_run_hides_updates_from_the_coordinator_even_with_one_site_at_its_side(page_of):
     page = page_of(configured())
     assert "No It holds ciphertexts, and no key." in page.row("The coordinator No")
-    together = page.row("The coordinator together")
-    assert "Yes One has the ciphertexts, the other has the key. Masks are not in place yet." in together
-    assert "It is noisy" in together
-    assert "The key lies there too" in page.row("A thief")
-    assert "Masks against this are not in place yet." in page.text
-
-
-def test_masks_close_collusion(page_of):
-    page = page_of(configured(encryption={"masks": True}))
     assert "No Masks hide each update." in page.row("The coordinator together")
-    assert "The key lies there too" not in page.row("A thief")
-    assert "not in place yet" not in page.text
+    assert "they can lift the masks of the others" in page.text
 
 
 def test_masks_cannot_help_where_only_two_sites_are_added_up(page_of):
     page = page_of(
-        configured(encryption={"masks": True}, federation={"min_cohort": 2}) | {"sites": a_report()["sites"][:2]}
+        configured(federation={"min_cohort": 2}) | {"sites": a_report()["sites"][:2]}
     )
     assert "Yes In a round of two sites it can subtract its own part" in page.row("One other site")
     assert "Yes In a round of two sites it can subtract its own part" in page.row("The coordinator together")
