@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export VIRTUAL_ENV :=
 
-.PHONY: help setup demo test check bench
+.PHONY: help setup demo test check fuzz
 help:                ## this list
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -15,6 +15,9 @@ test: $(READY)       ## all tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -q
 check: $(READY)      ## format, lint, types and the fast tests
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow"
+
+fuzz: $(READY)       ## 200,000 hostile inputs to every decoder of bytes from outside
+	@VEILFED_FUZZ=200000 $(BIN)/python -m pytest tests/fuzz -q --timeout 0
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 2; }
