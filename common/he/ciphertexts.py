@@ -14,6 +14,7 @@ from common.errors import WireError
 from common.he.packing import Block, Words, blocks, largest_word, pack_words, unpack_words
 from common.he.parameters import SEED_BYTES, Scheme
 
+Dense = bytes | memoryview  # a decoded message is looked at where it lies, never copied
 _AGGREGATE_HEADER = struct.Struct(">BH")  # form, sites
 _SEEDS_ALONG, _EXPANDED = 0, 1
 
@@ -27,7 +28,7 @@ class Ciphertext:
 
     scheme: Scheme
     length: int
-    c0: bytes = field(repr=False)
+    c0: Dense = field(repr=False)
     seeds: bytes = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -36,14 +37,14 @@ class Ciphertext:
 
     def encode(self) -> bytes:
         """c0 | seeds"""
-        return self.c0 + self.seeds
+        return b"".join((self.c0, self.seeds))
 
     @classmethod
     def decode(cls, scheme: Scheme, length: int, data: bytes) -> "Ciphertext":
         """Inverse of `encode`. Raises WireError on a wrong size or a word that no ciphertext holds."""
         _check_size(data, scheme.message_bytes(length))
         end = len(data) - scheme.ciphertexts(length) * SEED_BYTES
-        return cls(scheme, length, data[:end], data[end:])
+        return cls(scheme, length, memoryview(data)[:end], data[end:])
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ class Aggregate:
     scheme: Scheme
     length: int
     sites: int
-    c0: bytes = field(repr=False)
+    c0: Dense = field(repr=False)
     seeds: bytes = field(repr=False, default=b"")
-    c1: bytes = field(repr=False, default=b"")
+    c1: Dense = field(repr=False, default=b"")
 
     def __post_init__(self) -> None:
         if not 1 <= self.sites <= self.scheme.max_sites:
@@ -82,10 +83,11 @@ class Aggregate:
         if len(data) < end:
             raise WireError(f"{len(data)} bytes of an aggregate, expected at least {end}")
         form, sites = _AGGREGATE_HEADER.unpack_from(data)
+        c0, rest = memoryview(data)[start:end], memoryview(data)[end:]
         if form == _SEEDS_ALONG:
-            return cls(scheme, length, sites, data[start:end], seeds=data[end:])
-        if form == _EXPANDED and len(data) > end:
-            return cls(scheme, length, sites, data[start:end], c1=data[end:])
+            return cls(scheme, length, sites, c0, seeds=bytes(rest))
+        if form == _EXPANDED and rest:
+            return cls(scheme, length, sites, c0, c1=rest)
         raise WireError("an aggregate of unknown form")
 
 
@@ -99,7 +101,7 @@ def dense_bytes(scheme: Scheme, length: int, dropped_bits: int) -> int:
     return scheme.coefficients(length) * sum(bits - dropped_bits for bits in scheme.modulus_bits) // 8
 
 
-def dense_block(data: bytes, block: Block, scheme: Scheme, dropped_bits: int) -> list[Words]:
+def dense_block(data: Dense, block: Block, scheme: Scheme, dropped_bits: int) -> list[Words]:
     """One block of dense polynomials: per prime (rows, integers), a view of `data`."""
     rows, used = block.shape
     row_bits = sum(bits - dropped_bits for bits in scheme.modulus_bits)
@@ -129,24 +131,23 @@ def to_dense(words: Words, scheme: Scheme, dropped_bits: int) -> Words:
     return dense.astype("<u8", copy=False)
 
 
-def from_dense(data: bytes, block: Block, scheme: Scheme, dropped_bits: int) -> Words:
+def from_dense(data: Dense, block: Block, scheme: Scheme, dropped_bits: int) -> Words:
     """Inverse of `round_words` and `to_dense` for one block, up to the rounding; coefficients that were not sent are 0.
 
     Returns (rows, primes, ring_degree).
     """
     words = np.zeros((block.shape[0], len(scheme.modulus_bits), scheme.ring_degree), np.uint64)
     for prime, dense in enumerate(dense_block(data, block, scheme, dropped_bits)):
-        unpack_words(dense, scheme.modulus_bits[prime] - dropped_bits, words[:, prime, : block.used])
-    words <<= np.uint64(dropped_bits)
+        unpack_words(dense, scheme.modulus_bits[prime] - dropped_bits, words[:, prime, : block.used], dropped_bits)
     return words
 
 
-def _check_size(data: bytes, expected: int) -> None:
+def _check_size(data: Dense, expected: int) -> None:
     if len(data) != expected:
         raise WireError(f"{len(data)} bytes of ciphertext, expected {expected}")
 
 
-def _check_words(data: bytes, scheme: Scheme, length: int, dropped_bits: int) -> None:
+def _check_words(data: Dense, scheme: Scheme, length: int, dropped_bits: int) -> None:
     if length < 1:
         raise WireError(f"a vector of {length} values")
     _check_size(data, dense_bytes(scheme, length, dropped_bits))

@@ -5,6 +5,7 @@ These frames never cross a site border (SEAL versions refuse each other's), and 
 
 import os
 import struct
+from functools import cache
 from types import TracebackType
 
 import zstandard
@@ -32,6 +33,7 @@ class Scratch:
         if not hasattr(os, "memfd_create"):
             raise ConfigError("this system has no memfd_create", "encrypt on Linux, where keys need not touch a disk")
         self._descriptor = os.memfd_create("veilfed")
+        self._zstd = zstandard.ZstdDecompressor()
         self.path = f"/proc/self/fd/{self._descriptor}"
         return self
 
@@ -51,7 +53,7 @@ class Scratch:
         frame = self.frame()
         compressed = _HEADER.unpack_from(frame)[4] == _ZSTD
         payload = frame[_HEADER.size :]
-        return zstandard.ZstdDecompressor().decompressobj().decompress(payload) if compressed else payload
+        return self._zstd.decompressobj().decompress(payload) if compressed else payload
 
 
 class Frames:
@@ -75,7 +77,7 @@ class Frames:
 
     def seeded(self, first: Words, seed: bytes) -> Frame:
         """first: the first polynomial; SEAL grows the second from the seed, which is the frame's very end."""
-        tail = self._header(len(_BLAKE2XB + seed)) + _BLAKE2XB + seed
+        tail = _header(self._version, len(_BLAKE2XB + seed)) + _BLAKE2XB + seed
         return self._frame(self._ciphertext(ntt_form=False), first, tail=tail)
 
     def _ciphertext(self, ntt_form: bool) -> bytes:
@@ -83,13 +85,18 @@ class Frames:
 
     def _frame(self, head: bytes, *words: Words, tail: bytes = b"") -> Frame:
         count = sum(part.size for part in words)
-        array = self._header(_COUNT.size + 8 * count) + _COUNT.pack(count)
-        outer = self._header(len(head) + len(array) + 8 * count + len(tail))
-        return [outer + head + array, *(part.data for part in words), tail]
+        return [_before_words(self._version, head, count, len(tail)), *(part.data for part in words), tail]
 
-    def _header(self, payload_bytes: int) -> bytes:
-        size = _HEADER.size + payload_bytes
-        return _HEADER.pack(_MAGIC, _HEADER.size, *self._version, _UNCOMPRESSED, 0, size)
+
+@cache
+def _before_words(version: tuple[int, int], head: bytes, count: int, tail_bytes: int) -> bytes:
+    array = _header(version, _COUNT.size + 8 * count) + _COUNT.pack(count)
+    return _header(version, len(head) + len(array) + 8 * count + tail_bytes) + head + array
+
+
+@cache
+def _header(version: tuple[int, int], payload_bytes: int) -> bytes:
+    return _HEADER.pack(_MAGIC, _HEADER.size, *version, _UNCOMPRESSED, 0, _HEADER.size + payload_bytes)
 
 
 def version_of(frame: bytes) -> tuple[int, int]:

@@ -76,18 +76,18 @@ def pack_slots(values: Integers, block: Block, scheme: Scheme) -> Words:
     return coefficients.view(np.uint64)
 
 
-def unpack_slots(coefficients: Words, length: int, sites: int, scheme: Scheme) -> Integers | None:
-    """The sum of one block of `sites` vectors, (length,); None when no such sum gives these coefficients."""
-    mask = np.uint64((1 << scheme.slot_bits) - 1)
+def unpack_slots(coefficients: Words, sites: int, scheme: Scheme, values: Integers) -> bool:
+    """Write the sum of one block of `sites` vectors; False when no such sum gives these coefficients."""
     rows, used = coefficients.shape
-    slots = np.empty((rows, scheme.slots, used), np.uint64)
-    for slot in range(scheme.slots):
-        np.right_shift(coefficients, np.uint64(slot * scheme.slot_bits), out=slots[:, slot])
-        slots[:, slot] &= mask
-    totals = slots.reshape(-1).view(np.int64)
-    if totals.max() > sites * ((1 << scheme.value_bits) - 1) or totals[length:].any():
-        return None
-    return totals[:length] - sites * (1 << (scheme.value_bits - 1))
+    mask, most = np.uint64((1 << scheme.slot_bits) - 1), sites * ((1 << scheme.value_bits) - 1)
+    whole = values.size == rows * scheme.slots * used
+    totals = values if whole else np.empty(rows * scheme.slots * used, np.int64)
+    for slot, part in enumerate(np.moveaxis(totals.reshape(rows, scheme.slots, used), 1, 0)):
+        np.bitwise_and(coefficients >> np.uint64(slot * scheme.slot_bits), mask, out=part.view(np.uint64))
+    if totals.max() > most or totals[values.size :].any():
+        return False
+    np.subtract(totals[: values.size], sites << (scheme.value_bits - 1), out=values)
+    return True
 
 
 def pack_words(words: Words, width: int, packed: Words) -> None:
@@ -102,17 +102,18 @@ def pack_words(words: Words, width: int, packed: Words) -> None:
             columns[:, integer + 1] |= runs[:, lane] >> np.uint64(64 - shift)
 
 
-def unpack_words(packed: Words, width: int, words: Words) -> None:
-    """Inverse of `pack_words`: write (rows, n) words."""
-    words[:] = 0
-    add_packed(words, packed, width)
+def unpack_words(packed: Words, width: int, words: Words, shift: int = 0) -> None:
+    """Inverse of `pack_words`: write (rows, n) words, times 2^shift."""
+    runs = words.reshape(len(packed), 64 // gcd(64, width), -1)
+    for lane, run in enumerate(_lanes(packed, width)):
+        np.left_shift(run, np.uint64(shift), out=runs[:, lane])
 
 
 def add_packed(totals: Words, packed: Words, width: int) -> None:
     """totals += the words in `packed`, in place. totals: (rows, n); the caller has room for the carry."""
     runs = totals.reshape(len(packed), 64 // gcd(64, width), -1)
-    for lane, words in enumerate(_lanes(packed, width)):
-        runs[:, lane] += words
+    for lane, run in enumerate(_lanes(packed, width)):
+        runs[:, lane] += run
 
 
 def largest_word(packed: Words, width: int) -> int:

@@ -141,11 +141,8 @@ def open_sum(aggregate: Aggregate, key: CohortKey, mask_total: Words | None = No
             if mask_total is not None:
                 plain -= mask_total[block.coefficients].reshape(block.shape)
                 plain &= np.uint64((1 << scheme.plain_modulus_bits) - 1)
-            part = totals[block.values]
-            opened = unpack_slots(plain, part.size, aggregate.sites, scheme)
-            if opened is None:
+            if not unpack_slots(plain, aggregate.sites, scheme, totals[block.values]):
                 raise ProtocolError(_CANNOT_OPEN)
-            part[:] = opened
     return totals
 
 
@@ -244,8 +241,10 @@ class _Seal:
     def grow(self, seeds: NDArray[np.void], scratch: Scratch, first: Words | None = None) -> Any:
         """The ciphertext whose second polynomial is the sum of what grows from `seeds`, around the first (or 0)."""
         total = self.load(self.frames.seeded(self._zero if first is None else first, seeds[0].tobytes()), scratch)
+        grown = self.api.Ciphertext()
         for seed in seeds[1:]:
-            self._evaluator.add_inplace(total, self.load(self.frames.seeded(self._zero, seed.tobytes()), scratch))
+            grown.load(self.context, scratch.write(self.frames.seeded(self._zero, seed.tobytes())))
+            self._evaluator.add_inplace(total, grown)
         return total
 
     def second_polynomial(self, ciphertext: Any, scratch: Scratch) -> Words:

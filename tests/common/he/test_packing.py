@@ -79,7 +79,9 @@ def test_slots_of_a_full_cohort_never_carry(length: int, sites: int, extreme: st
     vectors = [np.full(size, fixed) if fixed else rng.integers(low, high + 1, size) for _ in range(sites)]
     total = sum((pack_slots(vector, block, COMPACT) for vector in vectors), np.zeros(block.shape, np.uint64))
     assert total.max() < 1 << COMPACT.plain_modulus_bits
-    np.testing.assert_array_equal(unpack_slots(total, size, sites, COMPACT), np.sum(vectors, axis=0))
+    opened = np.empty(size, np.int64)
+    assert unpack_slots(total, sites, COMPACT, opened)
+    np.testing.assert_array_equal(opened, np.sum(vectors, axis=0))
 
 
 @pytest.mark.parametrize("bad", [1 << 15, -(1 << 15) - 1, 2**63 - 1, -(2**63)])
@@ -93,11 +95,12 @@ def test_what_no_cohort_could_have_sent_does_not_unpack() -> None:
     (block,) = blocks(COMPACT, 100)
     coefficients = pack_slots(np.zeros(100, np.int64), block, COMPACT)
     assert coefficients.shape == (1, 64)
-    assert unpack_slots(coefficients, 100, 1, COMPACT) is not None
+    values = np.empty(100, np.int64)
+    assert unpack_slots(coefficients, 1, COMPACT, values)
     padding = coefficients.copy()
     padding[0, 60] |= np.uint64(1 << COMPACT.slot_bits)  # values 100 to 127 of this block do not exist
-    assert unpack_slots(padding, 100, 1, COMPACT) is None
+    assert not unpack_slots(padding, 1, COMPACT, values)
     too_large = coefficients.copy()
     too_large[0, 0] = 1 << 16
-    assert unpack_slots(too_large, 100, 1, COMPACT) is None
-    assert unpack_slots(too_large, 100, 2, COMPACT) is not None
+    assert not unpack_slots(too_large, 1, COMPACT, values)
+    assert unpack_slots(too_large, 2, COMPACT, values)
