@@ -34,7 +34,7 @@ Vector: TypeAlias = npt.NDArray[np.float64]
 _FINEST = 1e-4  # dp-accounting's grid, in nats of loss; finer would fall below its epsilon
 _STEPS_PER_SPREAD = 16  # grid steps in one standard deviation of one release: costs about 0.03 % of epsilon
 _LARGEST_EXCESS = 0.015  # of epsilon that the grid may cost in all; decides for epsilon above 20 or so
-_LARGEST_GRID = 2**19  # points; beyond it the grid is made coarser instead
+_LARGEST_GRID = 2**18  # points; beyond it the grid is made coarser instead
 _MARGIN = 1e-5  # added to every epsilon: more than rounding errors of floating point can hide
 _TAIL = 1e-15  # chance of a loss beyond the grid, on either side; given to infinity
 _TAIL_DEVIATIONS = 10.0  # of the Gaussian; what lies beyond has a chance below 1e-23 and is given to infinity
@@ -111,10 +111,18 @@ def second_opinion(events: Iterable[DpEvent], delta: float) -> float:
     return float(accountant.get_epsilon(delta))
 
 
-Part: TypeAlias = tuple[DpEvent, int]  # one release of a kind, and how often
+@dataclass(frozen=True)
+class _Gaussian:
+    """All Gaussian releases of all records as one, with noise that may be too small for a release alone."""
+
+    noise_multiplier: float
 
 
-def _compact(events: Iterable[DpEvent]) -> tuple[Part, ...]:
+_Release: TypeAlias = PoissonGaussian | DiscreteLaplace | _Gaussian
+_Part: TypeAlias = tuple[_Release, int]  # one release of a kind, and how often
+
+
+def _compact(events: Iterable[DpEvent]) -> tuple[_Part, ...]:
     """The multiset of releases, equal ones counted, in an order that does not depend on the order of `events`.
 
     Gaussian releases of all records add up exactly: squared 1 / noise_multiplier is additive.
@@ -132,10 +140,10 @@ def _compact(events: Iterable[DpEvent]) -> tuple[Part, ...]:
                 laplace[parameter] += times
             case _:
                 raise UnknownEvent(f"nobody can say what {event!r} costs")
-    parts: list[Part] = [(PoissonGaussian(*kind, 1), times) for kind, times in sorted(sampled.items())]
+    parts: list[_Part] = [(PoissonGaussian(*kind, 1), times) for kind, times in sorted(sampled.items())]
     parts += [(DiscreteLaplace(parameter), times) for parameter, times in sorted(laplace.items())]
     if whole:
-        parts.append((Gaussian(1 / math.sqrt(math.fsum(times / noise**2 for noise, times in whole.items()))), 1))
+        parts.append((_Gaussian(1 / math.sqrt(math.fsum(times / noise**2 for noise, times in whole.items()))), 1))
     return tuple(parts)
 
 
@@ -150,7 +158,7 @@ class _Loss:
 
 
 @lru_cache(maxsize=1024)
-def _epsilon(parts: tuple[Part, ...], delta: float) -> float:
+def _epsilon(parts: tuple[_Part, ...], delta: float) -> float:
     interval = _interval(parts)
     while True:
         windows = [_window(parts, interval, direction) for direction in (0, 1)]
@@ -160,7 +168,7 @@ def _epsilon(parts: tuple[Part, ...], delta: float) -> float:
     return max(_solve(parts, interval, direction, *windows[direction], delta) for direction in (0, 1))
 
 
-def _solve(parts: tuple[Part, ...], interval: float, direction: int, lowest: int, size: int, delta: float) -> float:
+def _solve(parts: tuple[_Part, ...], interval: float, direction: int, lowest: int, size: int, delta: float) -> float:
     """Epsilon at `delta` of the composition, whose losses lie in the `size` grid steps from `lowest` on."""
     eighth = 1 << max(4, (size - 1).bit_length() - 3)
     size = math.ceil(size / eighth) * eighth  # a length at which a Fourier transform is quick
@@ -197,11 +205,11 @@ def _epsilon_at(losses: Vector, chances: Vector, infinite: float, delta: float) 
 
 
 @lru_cache(maxsize=32)
-def _powered(release: DpEvent, times: int, interval: float, direction: int, size: int) -> npt.NDArray[np.complex128]:
+def _powered(release: _Release, times: int, interval: float, direction: int, size: int) -> npt.NDArray[np.complex128]:
     return np.fft.rfft(_losses(release, interval)[direction].chances, size) ** times
 
 
-def _window(parts: Sequence[Part], interval: float, direction: int) -> tuple[int, int]:
+def _window(parts: Sequence[_Part], interval: float, direction: int) -> tuple[int, int]:
     """Lowest grid step and number of steps outside which the composed loss lies with a chance of _TAIL on each side.
 
     Chernoff's bound at the best of some orders, within the range that losses have at all.
@@ -224,7 +232,7 @@ def _orders() -> Vector:
     return np.concatenate([-half[::-1], half])
 
 
-def _interval(parts: Sequence[Part]) -> float:
+def _interval(parts: Sequence[_Part]) -> float:
     """Grid step in nats: _FINEST times a power of two, small beside the spread of one release of any kind.
 
     A step h adds up to h^2 / 8 to the mean loss of each release and h^2 / 4 to its variance, so all releases together
@@ -234,18 +242,18 @@ def _interval(parts: Sequence[Part]) -> float:
     times = np.array([times for _, times in parts])
     spread = math.sqrt(times @ spreads**2)
     wanted = min(spreads.min() / _STEPS_PER_SPREAD, math.sqrt(8 * _LARGEST_EXCESS / times.sum() / (1 + 5 / spread)))
-    wanted = max(wanted, _FINEST, reaches.max() / _LARGEST_GRID)
+    wanted = max(wanted, _FINEST, max(reaches.max(), 16 * spread) / _LARGEST_GRID)
     return float(_FINEST * 2.0 ** math.floor(math.log2(wanted / _FINEST)))
 
 
 @lru_cache(maxsize=1024)
-def _spread_and_reach(release: DpEvent) -> tuple[float, float]:
+def _spread_and_reach(release: _Release) -> tuple[float, float]:
     """Standard deviation of one release's loss, record present, and the distance of its extremes; both rough."""
     match release:
         case DiscreteLaplace(parameter):
-            return min(parameter, 0.05), 2 * parameter  # two points: a coarse grid would move them, not blur them
-        case Gaussian(noise_multiplier):
-            return 1 / noise_multiplier, 2 * _TAIL_DEVIATIONS / noise_multiplier
+            return min(parameter, 0.02), 2 * parameter  # two points: a coarse grid would move them, not blur them
+        case _Gaussian(noise_multiplier):
+            return 1 / noise_multiplier, (1 + 2 * _TAIL_DEVIATIONS * noise_multiplier) / noise_multiplier**2
         case PoissonGaussian(noise_multiplier, sample_rate):
             output = np.linspace(-_TAIL_DEVIATIONS * noise_multiplier, 1 + _TAIL_DEVIATIONS * noise_multiplier, 4001)
             loss = _sampled_loss(output, noise_multiplier, sample_rate)
@@ -261,7 +269,7 @@ def _sampled_loss(output: Vector, noise_multiplier: float, sample_rate: float) -
 
 
 @lru_cache(maxsize=64)
-def _losses(release: DpEvent, interval: float) -> tuple[_Loss, _Loss]:
+def _losses(release: _Release, interval: float) -> tuple[_Loss, _Loss]:
     """Both directions of one release: the record removed, the record added."""
     match release:
         case DiscreteLaplace(parameter):
@@ -271,7 +279,7 @@ def _losses(release: DpEvent, interval: float) -> tuple[_Loss, _Loss]:
             present[-1] = absent[0] = likely
             present[0] = absent[-1] = 1 - likely
             below = above = np.zeros(2)
-        case Gaussian(noise_multiplier) | PoissonGaussian(noise_multiplier):
+        case _Gaussian(noise_multiplier) | PoissonGaussian(noise_multiplier):
             sample_rate = release.sample_rate if isinstance(release, PoissonGaussian) else 1.0
             reach = _TAIL_DEVIATIONS * noise_multiplier
             ends = _sampled_loss(np.array([-reach, 1 + reach]), noise_multiplier, sample_rate) / interval
@@ -323,7 +331,7 @@ def _normal_chances(deviations: Vector) -> tuple[Vector, Vector, Vector]:
     Differences are taken in the nearer tail, where they are small numbers known to 15 digits.
     """
     below, above = (
-        np.array([math.erfc(x) / 2 for x in side.ravel()]).reshape(deviations.shape)
+        np.array(list(map(math.erfc, side.ravel().tolist()))).reshape(deviations.shape) / 2
         for side in (-deviations / math.sqrt(2), deviations / math.sqrt(2))
     )
     cells = np.where(deviations[:, :-1] > 0, -np.diff(above), np.diff(below))
