@@ -257,10 +257,12 @@ def _network(settings: ModelSettings) -> "nn.Module":
 
 def _require_budget_for_rest(site: Site, run: SiteRun, state: ModelState) -> None:
     events = planned_events(run.plan.training, run.plan.privacy, run.plan.privacy.noise_multiplier)
+    if not events:
+        return
     ledger = site.ledger
     rounds = range(state.round_number + 1, run.plan.federation.rounds + 1)
     unpaid = sum(1 for number in rounds if not ledger.charged(run.run.hex(), number))
-    if events and unpaid:
+    if unpaid:
         ledger.require(tuple(events) * unpaid)
 
 
