@@ -57,14 +57,12 @@ def _act(site: Site, action: str, order: Envelope) -> Answer:
         case "train", Kind.ORDER | Kind.READABLE_ORDER:
             readable = order.kind is Kind.READABLE_ORDER
             sealed = (local_round.run_readable_round if readable else local_round.run_local_round)(site, order)
-            return Answer(
-                sealed.data,
-                {
-                    "train_s": sealed.train_seconds,
-                    "encrypt_s": sealed.encrypt_seconds,
-                    "epsilon": sealed.epsilon,
-                },
-            )
+            public = {
+                "train_s": sealed.train_seconds,
+                "encrypt_s": sealed.encrypt_seconds,
+                "epsilon": sealed.epsilon,
+            }
+            return Answer(sealed.data, {name: value for name, value in public.items() if value})
         case "apply", Kind.AGGREGATE:
             data, seconds = local_round.apply_aggregate(site, order)
             return Answer(data, {"open_s": seconds})

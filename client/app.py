@@ -37,7 +37,7 @@ def apply_aggregate(message: Message, context: Context) -> Message:
 
 
 def _relay(action: str, message: Message, context: Context) -> Message:
-    order = message.content.array_records["veilfed"]["envelope"].data
+    order = message.content["veilfed"]["envelope"].data
     directory = _site_directory(context)
     said = answer(open_site(directory, settings_stamp(directory)), action, order)
     array = Array("uint8", (len(said.data),), "veilfed.envelope", said.data)

@@ -150,11 +150,11 @@ def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
     run, number = joined(site, order), order.round_number
     if run.plan.encryption.preset != "none":
         raise ProtocolError("the plan encrypts updates; a readable one is never sent")
-    if kept := run.sealed_update(number):
+    private = run.plan.privacy.mode != "none"
+    if private and (kept := run.sealed_update(number)):
         return SealedUpdate(kept, 0.0, 0.0, site.ledger.epsilon)
     model = np.frombuffer(order.body, "<f4")
     trained, epsilon = train_and_charge(site, run.plan, run.run, number, model)
-    private = run.plan.privacy.mode != "none"
     update = clip(trained.update, run.plan.privacy.max_update_norm).values if private else trained.update
     envelope = Envelope(Kind.READABLE_UPDATE, run.run, number, run.plan_hash, site.name, update.astype("<f4").tobytes())
     data = encode(envelope)

@@ -73,11 +73,11 @@ class Site:
     def name(self) -> str:
         return self.settings.name
 
-    @property
+    @cached_property
     def training_records(self) -> Records:
         return _records(self.directory, self.name, settings_stamp(self.directory))[0]
 
-    @property
+    @cached_property
     def held_out_records(self) -> Records:
         return _records(self.directory, self.name, settings_stamp(self.directory))[1]
 

@@ -45,9 +45,10 @@ def incoming(message: Message, roster: Roster) -> Reply:
     if message.has_error():
         raise ProtocolError(f"the site's worker failed: {message.error.reason}")
     try:
-        data = message.content.array_records["veilfed"]["envelope"].data
-        metrics = {key: float(value) for key, value in message.content.metric_records.get("public", {}).items()}
-    except (KeyError, TypeError, ValueError):
+        data = message.content["veilfed"]["envelope"].data
+        public = message.content.get("public", {})
+        metrics = {key: float(value) for key, value in public.items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise ProtocolError("the reply holds no envelope") from None
     return Reply(decode(data, roster.public_key_of), data, metrics)
 

@@ -58,7 +58,7 @@ class RunStore:
         identity = Identity.from_private_bytes(load_secret(directory.parent / "identity.key", None))
         return cls(directory, from_hex(directory.name), plan, Roster.read(directory.parent / "roster.json"), identity)
 
-    @property
+    @cached_property
     def plan_hash(self) -> bytes:
         return plan_hash(self.plan)
 
