@@ -19,7 +19,7 @@ from common.updates import Clipped, Vector
 Bound = (
     float | NDArray[np.floating]
 )  # largest magnitude of a coordinate, model units: one for all, or (d,), constant within a layer
-_ROUNDING_CHANCE = math.exp(-0.5)  # beta of Kairouz et al.: conditional rounding is repeated 2.6 times on average
+_ROUNDING_CHANCE = math.exp(-0.5)  # beta of Kairouz et al.: at most 2.6 tries on average
 
 
 @dataclass(frozen=True)
