@@ -32,7 +32,7 @@ def clipped_sum_for(
     refuse_mixing_modules(model)
     if not len(labels):
         return OneByOne(model, max_grad_norm, losses)
-    probes, answers = features[:PROBES], labels[:PROBES]
+    probes, answers = features[:PROBES].clone(), labels[:PROBES].clone()  # storage of their own, to be measured
     shapes = [(path, type(module)) for path, module in model.named_modules()]
     parameters = [(name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in model.named_parameters()]
     structure = (*shapes, *parameters, probes.shape, probes.dtype, losses)

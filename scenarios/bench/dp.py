@@ -1,0 +1,277 @@
+"""`veilfed bench dp`: a private step beside a plain one and beside Opacus, in one process and one thread.
+
+A step is forward, backward, clipping, noise and the move of the weights on one batch that stays the same. The modes
+take turns, so that a busy machine slows all alike; medians of wall seconds. Memory is the growth of a fresh child
+process over three steps, above what it held when model and batch were ready (on a GPU: the allocator's peak).
+"""
+
+import gc
+import json
+import os
+import resource
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from client.clipping import clipped_sum_for
+from client.clipping_modes import OneByOne
+from client.sampling import poisson_batch
+from client.train import Descent, noised_sum
+from common.federation import TrainingSettings, require
+from common.randomness import Randomness
+from scenarios.bench.dp_models import WORKS, Work
+
+Step = Callable[[], object]
+_OPACUS = {f"opacus-{mode}": mode for mode in ("hooks", "ghost", "ew", "functorch")}
+_LEARNING_RATE = 1e-3
+_RARELY = ("loop", "opacus-functorch")  # slow ones are timed at every fifth turn
+
+
+def run(device: str = "cpu", models: Sequence[str] | None = None, seconds_per_model: float = 20.0) -> dict[str, Any]:
+    """One row per model and mode that works; `ratios` says how many plain steps each costs.
+
+    `parts` times the noise for a million parameters beside torch.normal, and the draw of a Poisson batch of about
+    256 of 60,000 records beside Opacus' loader.
+    """
+    chosen = list(WORKS if models is None else models)
+    require(set(chosen) <= set(WORKS), "--models", chosen, ", ".join(WORKS))
+    rows: list[dict[str, Any]] = []
+    skipped: list[str] = []
+    with _one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in chosen:
+            found, failed = _measure(WORKS[name], torch.device(device), seconds_per_model)
+            rows += found
+            skipped += failed
+        parts = _parts()
+    ratios: dict[str, dict[str, float]] = {}
+    for row in rows:
+        plain = next(r["step_ms"] for r in rows if (r["model"], r["mode"]) == (row["model"], "sgd"))
+        ratios.setdefault(row["model"], {})[row["mode"]] = round(row["step_ms"] / plain, 3)
+    where = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu, one thread"
+    return {"bench": "dp", "device": where, "rows": rows, "ratios": ratios, "parts": parts, "skipped": skipped}
+
+
+def _measure(work: Work, device: torch.device, seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
+    peaks: dict[str, float] = {}
+    steps: dict[str, Step] = {}
+    skipped: list[str] = []
+    for mode in _MODES:
+        try:
+            peaks[mode] = _peak_mb(work, mode, device)
+            steps[mode] = _MODES[mode](work, *_model_and_batch(work, device))
+        except Exception as error:  # a peer that cannot take this model; its own words say why
+            skipped.append(f"{work.name} {mode}: {error}".splitlines()[0][:200])
+    times = _take_turns(steps, device, seconds)
+    rows = [
+        {"model": work.name, "batch": work.batch, "mode": mode, "step_ms": 1e3 * times[mode], "peak_mb": peaks[mode]}
+        | ({"note": work.note} if work.note else {})
+        for mode in steps
+    ]
+    return rows, skipped
+
+
+def _take_turns(steps: dict[str, Step], device: torch.device, seconds: float) -> dict[str, float]:
+    """Median seconds per step: five turns at least, more as time allows."""
+    times: dict[str, list[float]] = {mode: [] for mode in steps}
+    start, turn = time.perf_counter(), -1  # one turn to warm up
+    while turn < 5 or time.perf_counter() - start < seconds:
+        for mode, step in steps.items():
+            if mode in _RARELY and turn % 5:
+                continue
+            _finish(device)
+            before = time.perf_counter()
+            step()
+            _finish(device)
+            times[mode].append(time.perf_counter() - before)
+        turn += 1
+    return {mode: statistics.median(each[1:] or each) for mode, each in times.items()}
+
+
+def _model_and_batch(work: Work, device: torch.device) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(0)
+    features, labels = work.draw(work.batch)
+    return work.build().to(device), features.to(device), labels.to(device)
+
+
+def _plain(work: Work, model: nn.Module, features: Tensor, labels: Tensor) -> Step:
+    optimizer = torch.optim.SGD(_trainable(model), lr=_LEARNING_RATE)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        work.losses(model(features), labels).mean().backward()
+        optimizer.step()
+
+    return step
+
+
+def _veilfed(work: Work, model: nn.Module, features: Tensor, labels: Tensor) -> Step:
+    clipped = clipped_sum_for(model, 1.0, features, labels, work.losses)
+    return _private(clipped.__enter__(), work, model, features, labels)  # left open: the bench ends with the process
+
+
+def _loop(work: Work, model: nn.Module, features: Tensor, labels: Tensor) -> Step:
+    return _private(OneByOne(model, 1.0, work.losses), work, model, features, labels)
+
+
+def _private(clipped: Any, work: Work, model: nn.Module, features: Tensor, labels: Tensor) -> Step:
+    randomness = Randomness.from_os()
+    descent = Descent(model, TrainingSettings(lot_size=work.batch, learning_rate=_LEARNING_RATE))
+    return lambda: descent.step(noised_sum(clipped, 1.0, randomness, features, labels))
+
+
+def _opacus(mode: str) -> Callable[[Work, nn.Module, Tensor, Tensor], Step]:
+    def make(work: Work, model: nn.Module, features: Tensor, labels: Tensor) -> Step:
+        from opacus import PrivacyEngine
+        from torch.utils.data import DataLoader, TensorDataset
+
+        made = PrivacyEngine(accountant="rdp").make_private(
+            module=model,
+            optimizer=torch.optim.SGD(_trainable(model), lr=_LEARNING_RATE),
+            data_loader=DataLoader(TensorDataset(torch.zeros(10 * work.batch, 1)), batch_size=work.batch),
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+            poisson_sampling=False,
+            grad_sample_mode=mode,
+            criterion=nn.CrossEntropyLoss(),
+        )
+        private, optimizer = made[0], made[1]
+        if mode == "ghost":
+            made[2].criterion = _PerRecordLoss(work)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            output = private(features)
+            loss = made[2](output, labels) if mode == "ghost" else work.losses(output, labels).mean()
+            loss.backward()
+            optimizer.step()
+
+        return step
+
+    return make
+
+
+class _PerRecordLoss:
+    """What Opacus' ghost mode asks of a criterion, over our losses."""
+
+    reduction = "mean"
+
+    def __init__(self, work: Work) -> None:
+        self._losses = work.losses
+
+    def __call__(self, output: Tensor, labels: Tensor) -> Tensor:
+        return self._losses(output, labels)
+
+
+_MODES: dict[str, Callable[[Work, nn.Module, Tensor, Tensor], Step]] = {
+    "sgd": _plain,
+    "veilfed": _veilfed,
+    **{name: _opacus(mode) for name, mode in _OPACUS.items()},
+    "loop": _loop,
+}
+
+
+def _peak_mb(work: Work, mode: str, device: torch.device) -> float:
+    if device.type == "cuda":
+        return _peak_on_device(work, mode, device)
+    _import_opacus_once(mode)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        _report_growth(work, mode, writer)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        answer = json.loads(pipe.read() or '{"error": "the process died"}')
+    os.waitpid(child, 0)
+    if "error" in answer:
+        raise RuntimeError(answer["error"])
+    return float(answer["peak_mb"])
+
+
+def _import_opacus_once(mode: str) -> None:
+    """In the parent, so that its import neither repeats nor counts as growth."""
+    if mode in _OPACUS:
+        import opacus  # noqa: F401
+
+
+def _report_growth(work: Work, mode: str, writer: int) -> None:
+    """In the child: three steps, the growth of the largest resident set, and out without any clean-up."""
+    try:
+        few = replace(work, batch=2)
+        _plain(few, *_model_and_batch(few, torch.device("cpu")))()  # loads kernels, which are nobody's growth
+        ready = _model_and_batch(work, torch.device("cpu"))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        step = _MODES[mode](work, *ready)
+        for _ in range(3):
+            step()
+        answer = {"peak_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
+    except BaseException as error:
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    os.write(writer, json.dumps(answer).encode()[:60_000])
+    os._exit(0)
+
+
+def _peak_on_device(work: Work, mode: str, device: torch.device) -> float:
+    gc.collect()
+    torch.cuda.empty_cache()
+    ready = _model_and_batch(work, device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    step = _MODES[mode](work, *ready)
+    for _ in range(3):
+        step()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def _parts() -> list[dict[str, Any]]:
+    from opacus.data_loader import DPDataLoader
+    from torch.utils.data import TensorDataset
+
+    randomness, generator = Randomness.from_os(), torch.Generator()
+    features, labels = torch.randn(60_000, 784), torch.randint(0, 10, (60_000,))
+    rows, answers, rate = features.numpy(), labels.numpy(), 256 / 60_000
+    loader = DPDataLoader(TensorDataset(features, labels), sample_rate=rate)
+    batches: Iterator[Any] = iter(loader)
+
+    def own_batch() -> tuple[Tensor, Tensor]:
+        chosen = poisson_batch(len(answers), rate, randomness)
+        return torch.from_numpy(rows[chosen]), torch.from_numpy(answers[chosen])
+
+    noise = {
+        "veilfed": lambda: randomness.gaussian(1_000_000, 1.0, np.float32),
+        "reference": lambda: torch.normal(0.0, 1.0, (1_000_000,), generator=generator),
+    }
+    batch = {"veilfed": own_batch, "reference": lambda: next(batches)}
+    found = []
+    for part, steps in (("noise for 1,000,000, torch.normal", noise), ("Poisson batch of 256, DPDataLoader", batch)):
+        times = _take_turns(steps, torch.device("cpu"), 3.0 if steps is noise else 0.5)
+        found.append({"part": part, **{f"{name}_ms": 1e3 * seconds for name, seconds in times.items()}})
+    return found
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
