@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from client import masking
 from client import round as local_round
@@ -10,6 +11,8 @@ from client.site import Site
 from common.errors import FederationError, ProtocolError, TrustError
 from common.roster import COORDINATOR
 from common.wire import Envelope, Kind, decode, encode, to_json
+
+_LONGEST_MESSAGE = 500  # characters: a message may quote what the other side wrote
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class Answer:
 def answer(site: Site, action: str, data: bytes) -> Answer:
     """What this site says to one order. action: one of Flower's message names in `client/app.py`.
 
-    Whatever goes wrong on purpose becomes a signed refusal with a reason code, never silence; anything else is
-    a bug of ours and propagates.
+    Whatever goes wrong on purpose becomes a signed refusal with a reason code, never silence, and is in the site's
+    audit log before it is said; anything else is a bug of ours and propagates.
     """
     order = None
     try:
@@ -33,13 +36,31 @@ def answer(site: Site, action: str, data: bytes) -> Answer:
             raise TrustError("an order must come from the coordinator")
         return _act(site, action, order)
     except FederationError as error:
+        try:
+            _record(site, action, order, error)
+        except FederationError as broken:  # the log was tampered with: refuse all the same, and say so
+            error = broken
         return Answer(refusal(site, order, error))
+
+
+def _record(site: Site, action: str, order: Envelope | None, error: FederationError) -> None:
+    site.audit.append(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "action": action,
+            "run": order.run.hex() if order else "",
+            "round": order.round_number if order else 0,
+            "code": error.code,
+            "message": error.message[:_LONGEST_MESSAGE],
+        }
+    )
 
 
 def refusal(site: Site, order: Envelope | None, error: FederationError) -> bytes:
     """A signed refusal: the error's code and sentence. An order that could not be read has no run to refer to."""
     run, plan = (order.run, order.plan) if order else (bytes(16), bytes(32))
-    body = to_json({"code": error.code, "exit_code": error.exit_code, "message": error.message})
+    message = error.message[:_LONGEST_MESSAGE]
+    body = to_json({"code": error.code, "exit_code": error.exit_code, "message": message})
     number = order.round_number if order else 0
     return encode(Envelope(Kind.REFUSAL, run, number, plan, site.name, body), site.identity)
 

@@ -1,11 +1,11 @@
-"""A site's part in the mask protocol: offer, mask, agree on one list, reveal what lifts exactly that list's masks.
+"""A site's part in the mask protocol: offer, mask, agree on one sum, reveal what lifts exactly that sum's masks.
 
-On disk before it is said: the secrets before the offer, the list before the agreement. So a restart repeats itself
-word for word, and a second list for the same round is refused for ever.
+On disk before it is said: the secrets before the offer, the sum and its list before the agreement. So a restart
+repeats itself word for word, and a second sum or list for the same round is refused for ever.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,16 @@ from common.he.sealing import ExchangeKey, open_sealed, seal
 from common.he.shares import commit, split_secret
 from common.keystore import load_secret, save_secret
 from common.masking import (
-    Lifting,
     Offer,
-    list_digest,
+    Opening,
+    Published,
     mask_context,
+    names,
     package_context,
     require_agreement,
     split_package,
 )
-from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, to_json
+from common.wire import Envelope, Kind, decode, digest, encode, from_hex, from_json, to_json
 
 
 def offer(site: Site, run: SiteRun, number: int) -> dict[str, Any]:
@@ -61,75 +62,98 @@ def offer(site: Site, run: SiteRun, number: int) -> dict[str, Any]:
     return made
 
 
-def mask(site: Site, run: SiteRun, order: Envelope, length: int) -> NDArray[np.uint64]:
-    """The mask of this site's update among the sites whose offers the order shows.
+def accept_offers(site: Site, run: SiteRun, order: Envelope) -> None:
+    """Keep the offers and packages that a training order shows: this round is masked among these sites.
 
     Raises TrustError when an offer is not signed by its site, or ours is not among them.
     """
-    number, body = order.round_number, from_json(order.body)
-    _check_plot(site, run, number, body)
-    write_atomically(_round_path(run, number), to_json({key: body[key] for key in ("offers", "packages")}))
-    self_seed, _ = _secrets(run, number)
+    body = from_json(order.body)
+    _check_offers(site, run, order.round_number, body)
+    shown = to_json({key: body[key] for key in ("offers", "packages")})
+    write_atomically(_shown_path(run, order.round_number), shown)
+
+
+def mask(site: Site, run: SiteRun, number: int, length: int) -> NDArray[np.uint64]:
+    """The mask of this site's update among the sites whose offers it accepted."""
+    self_seed, mask_key = _secrets(run, number)
     count, bits = coefficients(run.scheme, length), run.scheme.plain_modulus_bits
-    return site_mask(site.name, self_seed, _pair_seeds(site, run, number), count, bits)
+    return site_mask(site.name, self_seed, _pair_seeds(site, run, number, mask_key), count, bits)
 
 
 def agree(site: Site, run: SiteRun, order: Envelope) -> bytes:
-    """Order {received} -> this site's signature under the list: given once a round, and only if it is on it."""
-    number, received = order.round_number, _received(order)
-    if number != run.state().round_number + 1:
-        raise WrongRound(f"round {number} is not open at this site")
-    _check_list(site, run, number, received)
-    path = run.directory / f"list-{number:06d}"
-    agreed = to_json({"sites": received})
+    """Order {received, sum} -> this site's signature under both: given once a round, and only if it is on the list."""
+    number, opening = order.round_number, _asked(run, order)
+    _check_list(site, run, number, opening.sites)
+    path, agreed = _list_path(run, number), to_json(opening.to_json())
     if path.exists() and path.read_bytes() != agreed:
-        raise TrustError(f"this site has agreed on another list for round {number}")
+        raise TrustError(f"this site has agreed on another sum or list for round {number}")
     write_atomically(path, agreed)
-    body = to_json({"list": list_digest(run.run, number, received)})
-    return encode(Envelope(Kind.ANSWER, run.run, number, run.plan_hash, site.name, body), site.identity)
+    return _answer(site, run, number, {"list": opening.digest(run.run, number)})
 
 
 def unmask(site: Site, run: SiteRun, order: Envelope) -> bytes:
-    """Order {received, agreed} -> our self seed, and the pair seeds with sites that are not on the list."""
-    number, received = order.round_number, _received(order)
-    _require_agreed(site, run, order, received)
-    self_seed, _ = _secrets(run, number)
-    pairs = {name: seed.hex() for name, seed in _pair_seeds(site, run, number).items() if name not in received}
-    body = {"self": self_seed.hex(), "pairs": pairs}
+    """Order {received, sum, agreed} -> our self seed, and the pair seeds with sites that are not on the list."""
+    number, opening = order.round_number, _asked(run, order)
+    _require_agreed(site, run, order, opening)
+    self_seed, mask_key = _secrets(run, number)
+    seeds = _pair_seeds(site, run, number, mask_key)
+    pairs = {name: seed.hex() for name, seed in seeds.items() if name not in opening.sites}
+    body: dict[str, Any] = {"self": self_seed.hex(), "pairs": pairs}
     if number < run.plan.federation.rounds:
         body["next"] = offer(site, run, number + 1)
-    return encode(Envelope(Kind.ANSWER, run.run, number, run.plan_hash, site.name, to_json(body)), site.identity)
+    return _answer(site, run, number, body)
 
 
 def stand_in(site: Site, run: SiteRun, order: Envelope) -> bytes:
-    """Order {received, agreed, silent} -> our shares for summed sites that fell silent while masks were lifted.
+    """Order {received, sum, agreed, silent} -> our shares for summed sites that fell silent while masks were lifted.
 
     Shares of a self seed for sites on the list, of a mask key for sites that are not: never the other way round.
+    A peer whose package does not open is left out: it must not keep us from standing in for others.
     """
-    number, received = order.round_number, _received(order)
-    _require_agreed(site, run, order, received)
-    shown = from_json(_round_path(run, number).read_bytes())
-    silent = from_json(order.body).get("silent")
-    if not isinstance(silent, list) or not set(silent) <= set(received):
+    number, opening = order.round_number, _asked(run, order)
+    _require_agreed(site, run, order, opening)
+    shown, silent = _shown(run, number), names(from_json(order.body), "silent")
+    if not set(silent) <= set(opening.sites):
         raise ProtocolError("only sites on the list can have fallen silent")
-    vanished = set(shown["offers"]) - set(received)
+    vanished = set(shown["offers"]) - set(opening.sites)
     answer: dict[str, dict[str, str]] = {"self": {}, "keys": {}}
     for peer in sorted({*silent, *vanished} - {site.name}):
-        seed_share, key_share = split_package(_open_package(site, run, number, peer, shown["packages"]))
-        part, share = ("self", seed_share) if peer in received else ("keys", key_share)
+        try:
+            seed_share, key_share = split_package(_open_package(site, run, number, peer, shown["packages"]))
+        except (ProtocolError, TrustError):
+            continue
+        part, share = ("self", seed_share) if peer in opening.sites else ("keys", key_share)
         answer[part][peer] = share.hex()
-    return encode(Envelope(Kind.ANSWER, run.run, number, run.plan_hash, site.name, to_json(answer)), site.identity)
+    return _answer(site, run, number, answer)
 
 
-def masks_in(run: SiteRun, number: int, sites: list[str], lifting: Lifting, length: int) -> NDArray[np.uint64]:
-    """What must be subtracted from the opened sum. Raises TrustError when it is not the sum of the agreed list."""
-    path = run.directory / f"list-{number:06d}"
-    if path.exists() and path.read_bytes() != to_json({"sites": sites}):
-        raise TrustError(f"the sum of round {number} is not the sum of the list that this site agreed on")
-    if set(lifting.self_seeds) != set(sites):
+def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) -> NDArray[np.uint64]:
+    """What must be subtracted from the opened sum.
+
+    Raises TrustError unless enough sites have agreed to open this very sum, of this list, on top of the model that
+    this site holds; and when this site itself has agreed to another one.
+    """
+    number, state = order.round_number, run.state()
+    opening = Opening(published.sites, digest(published.total).hex(), state.model_hash.hex())
+    path = _list_path(run, number)
+    if path.exists() and path.read_bytes() != to_json(opening.to_json()):
+        raise TrustError(f"round {number}: not the sum and list that this site agreed on")
+    _require_signed(site, run, order, published.agreed, opening)
+    lifting = published.lifting
+    vanished = {gone for _, gone in lifting.broken_pairs}
+    if set(lifting.self_seeds) != set(opening.sites) or not vanished <= set(run.cohort):
         raise ProtocolError("the sum and what lifts its masks do not agree")
-    count, bits = coefficients(run.scheme, length), run.scheme.plain_modulus_bits
+    count, bits = coefficients(run.scheme, state.model.size), run.scheme.plain_modulus_bits
     return masks_left_in_sum(lifting.self_seeds, lifting.broken_pairs, count, bits)
+
+
+def require_list(site: Site, run: SiteRun, sites: Sequence[str]) -> None:
+    """Raises TrustError for a list that is not in order or not of this cohort, CohortTooSmall for a short one."""
+    if list(sites) != sorted(set(sites)) or not set(sites) <= set(run.cohort):
+        raise TrustError("the list of summed sites is out of order, doubled, or not part of the cohort")
+    required = max(run.plan.federation.min_cohort, site.settings.policy.min_cohort, _threshold(run))
+    if len(sites) < required:
+        raise CohortTooSmall(f"a sum of {len(sites)} sites is not opened, {required} are required")
 
 
 def forget(run: SiteRun, number: int) -> None:
@@ -138,7 +162,7 @@ def forget(run: SiteRun, number: int) -> None:
         (run.directory / f"{name}-{number:06d}").unlink(missing_ok=True)
 
 
-def _check_plot(site: Site, run: SiteRun, number: int, body: Mapping[str, Any]) -> None:
+def _check_offers(site: Site, run: SiteRun, number: int, body: Mapping[str, Any]) -> None:
     offers, packages = body.get("offers"), body.get("packages")
     if not isinstance(offers, Mapping) or not isinstance(packages, Mapping):
         raise ProtocolError("the order shows no offers")
@@ -149,49 +173,51 @@ def _check_plot(site: Site, run: SiteRun, number: int, body: Mapping[str, Any]) 
         if envelope.sender != name or name not in run.cohort:
             raise TrustError(f"the offer of {name} is not its own")
         Offer.of(envelope, run.run, run.plan_hash, number)
-    required = run.plan.encryption.threshold_of(len(run.cohort))
-    if len(offers) < required:
-        raise CohortTooSmall(f"{len(offers)} sites offer masks, {required} are required")
+    if len(offers) < _threshold(run):
+        raise CohortTooSmall(f"{len(offers)} sites offer masks, {_threshold(run)} are required")
 
 
-def _check_list(site: Site, run: SiteRun, number: int, received: list[str]) -> None:
-    if run.sealed_update(number) is None or not _round_path(run, number).exists():
+def _asked(run: SiteRun, order: Envelope) -> Opening:
+    """What the order wants opened, on top of the model that this site holds."""
+    body, state = from_json(order.body), run.state()
+    if order.round_number != state.round_number + 1:
+        raise WrongRound(f"round {order.round_number} is not open at this site")
+    return Opening(tuple(names(body, "received")), from_hex(body.get("sum")).hex(), state.model_hash.hex())
+
+
+def _check_list(site: Site, run: SiteRun, number: int, received: Sequence[str]) -> None:
+    if run.sealed_update(number) is None:
         raise WrongRound(f"this site sent nothing in round {number}")
-    shown = from_json(_round_path(run, number).read_bytes())
-    if received != sorted(set(received)) or not set(received) <= set(shown["offers"]):
+    if not set(received) <= set(_shown(run, number)["offers"]):
         raise TrustError("the list names sites that did not offer masks in this round")
     if site.name not in received:
         raise TrustError(f"this site sent its update for round {number} and is not on the list")
-    required = max(
-        run.plan.federation.min_cohort,
-        site.settings.policy.min_cohort,
-        run.plan.encryption.threshold_of(len(run.cohort)),
-    )
-    if len(received) < required:
-        raise CohortTooSmall(f"a sum of {len(received)} sites is not opened, {required} are required")
+    require_list(site, run, received)
 
 
-def _require_agreed(site: Site, run: SiteRun, order: Envelope, received: list[str]) -> None:
-    number = order.round_number
-    path = run.directory / f"list-{number:06d}"
-    if not path.exists() or path.read_bytes() != to_json({"sites": received}):
-        raise TrustError(f"this site has not agreed on that list for round {number}")
-    agreed = from_json(order.body).get("agreed")
-    if not isinstance(agreed, list):
-        raise ProtocolError("the order shows no agreement")
-    signed = [decode(from_hex(data), site.roster.public_key_of) for data in agreed]
-    require_agreement(signed, received, run.plan.encryption.threshold_of(len(run.cohort)), order)
+def _require_agreed(site: Site, run: SiteRun, order: Envelope, opening: Opening) -> None:
+    path = _list_path(run, order.round_number)
+    if not path.exists() or path.read_bytes() != to_json(opening.to_json()):
+        raise TrustError(f"this site has not agreed on that sum and list for round {order.round_number}")
+    _require_signed(site, run, order, names(from_json(order.body), "agreed"), opening)
 
 
-def _pair_seeds(site: Site, run: SiteRun, number: int) -> dict[str, bytes]:
-    _, mask_key = _secrets(run, number)
-    shown = from_json(_round_path(run, number).read_bytes())
+def _require_signed(site: Site, run: SiteRun, order: Envelope, agreed: Sequence[str], opening: Opening) -> None:
+    signed = (decode(from_hex(data), site.roster.public_key_of) for data in agreed)
+    require_agreement(signed, opening, _threshold(run), order)
+
+
+def _threshold(run: SiteRun) -> int:
+    return run.plan.encryption.threshold_of(len(run.cohort))
+
+
+def _pair_seeds(site: Site, run: SiteRun, number: int, mask_key: ExchangeKey) -> dict[str, bytes]:
+    context = mask_context(run.run, number, run.state().model_hash.hex())
     seeds = {}
-    for name, data in shown["offers"].items():
+    for name, data in _shown(run, number)["offers"].items():
         if name != site.name:
             envelope = decode(from_hex(data), site.roster.public_key_of)
             theirs = Offer.of(envelope, run.run, run.plan_hash, number)
-            context = mask_context(run.run, number)
             seeds[name] = pairwise_seed(mask_key, theirs.mask_key, site.name, name, context)
     return seeds
 
@@ -205,16 +231,28 @@ def _secrets(run: SiteRun, number: int) -> tuple[bytes, ExchangeKey]:
 
 
 def _open_package(site: Site, run: SiteRun, number: int, peer: str, packages: Mapping[str, Any]) -> bytes:
+    peers = run.peers()
+    if peer not in peers:
+        raise ProtocolError(f"{peer} has no exchange key in this run")
     context = package_context(run.run, number, peer, site.name)
-    return open_sealed(run.exchange_key, run.peers()[peer], from_hex(packages.get(peer)), context)
+    return open_sealed(run.exchange_key, peers[peer], from_hex(packages.get(peer)), context)
 
 
-def _received(order: Envelope) -> list[str]:
-    received = from_json(order.body).get("received")
-    if not isinstance(received, list) or not all(isinstance(name, str) for name in received):
-        raise ProtocolError("the order names no list of sites")
-    return received
+def _answer(site: Site, run: SiteRun, number: int, body: dict[str, Any]) -> bytes:
+    return encode(Envelope(Kind.ANSWER, run.run, number, run.plan_hash, site.name, to_json(body)), site.identity)
 
 
-def _round_path(run: SiteRun, number: int) -> Path:
+def _shown(run: SiteRun, number: int) -> dict[str, Any]:
+    """The offers and packages that this round's masks are made of."""
+    path = _shown_path(run, number)
+    if not path.exists():
+        raise WrongRound(f"this site has no masks for round {number}")
+    return from_json(path.read_bytes())
+
+
+def _shown_path(run: SiteRun, number: int) -> Path:
     return run.directory / f"shown-{number:06d}"
+
+
+def _list_path(run: SiteRun, number: int) -> Path:
+    return run.directory / f"list-{number:06d}"

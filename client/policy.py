@@ -14,6 +14,8 @@ class SitePolicy:
 
     epsilon, delta: what one record of this data set may lose over all runs together. min_cohort: fewest sites
     whose sum may be opened here. require_encryption, require_privacy: refuse plans that do without.
+    model_factories: code (`package.module:function`) that a plan may have imported here to build its model; the
+    built-in architectures need no leave.
     """
 
     epsilon: float
@@ -21,6 +23,7 @@ class SitePolicy:
     min_cohort: int = 2
     require_encryption: bool = True
     require_privacy: bool = True
+    model_factories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(0 < self.epsilon < math.inf, "policy.epsilon", self.epsilon, "positive and finite")
@@ -33,6 +36,8 @@ def consent(policy: SitePolicy, plan: Plan, cohort: Sequence[str], records: int)
 
     Says nothing about what is left of the budget: the ledger answers that (`Ledger.require`).
     """
+    if ":" in plan.model.factory and plan.model.factory not in policy.model_factories:
+        raise PrivacyError(f"this site's policy names no code {plan.model.factory!r} to build a model from")
     if policy.require_encryption and plan.encryption.preset == "none":
         raise PrivacyError("this site's policy requires encrypted updates, the plan sends readable ones")
     if policy.require_privacy and plan.privacy.mode == "none":

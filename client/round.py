@@ -18,21 +18,17 @@ from client.runs import SiteRun
 from client.site import Site
 from client.train import Trained, planned_events, train
 from common.config import fill
-from common.errors import CohortTooSmall, ProtocolError, TrustError, WrongRound
+from common.errors import InvalidUpdate, ProtocolError, TrustError, WrongRound
 from common.federation import ModelSettings, Plan
 from common.he.ciphertexts import Aggregate
 from common.he.keys import unwrap, wrap
 from common.he.quantize import dequantize_sum, quantize
 from common.he.scheme import CohortKey, encrypt, open_sum
-from common.masking import Lifting
+from common.masking import Published, names
 from common.model_state import ModelState, advance
 from common.models import build, load_parameters, parameters_of
 from common.updates import clip
 from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, plan_hash, to_json
-
-if TYPE_CHECKING:
-    pass
-
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,11 +50,11 @@ def join(site: Site, order: Envelope) -> bytes:
     Refuses before any training when the policy or the ledger cannot bear the whole run.
     """
     body = from_json(order.body)
-    plan, cohort = fill(Plan, _table(body, "plan")), tuple(sorted(body.get("cohort", ())))
+    plan, cohort = fill(Plan, _table(body, "plan")), tuple(sorted(names(body, "cohort")))
     if plan_hash(plan) != order.plan:
         raise ProtocolError("the plan is not the one whose hash the order carries")
-    if site.name not in cohort or not set(cohort) <= set(site.roster.sites):
-        raise TrustError("the cohort lists sites that are not on the roster, or leaves this one out")
+    if site.name not in cohort or not set(cohort) <= set(site.roster.sites) or len(set(cohort)) != len(cohort):
+        raise TrustError("the cohort lists sites that are not on the roster, or one twice, or leaves this one out")
     records = site.training_records
     consent(site.settings.policy, plan, cohort, len(records))
     initial = ModelState.initial(parameters_of(build(plan.model)))
@@ -123,7 +119,7 @@ def offer_masks(site: Site, order: Envelope) -> bytes:
 
 
 def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
-    """records -> DP training -> charge -> clip, quantize -> mask -> encrypt -> seal -> on disk -> out."""
+    """offers -> records -> DP training -> charge -> clip, quantize -> mask -> encrypt -> seal -> on disk -> out."""
     run = joined(site, order)
     state, number = run.state(), order.round_number
     if kept := run.sealed_update(number):
@@ -132,12 +128,13 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
         raise WrongRound(f"asked to train round {number}, this site has applied {state.round_number}")
     if from_json(order.body).get("model_hash") != state.model_hash.hex():
         raise TrustError("the coordinator expects another model than the one this site holds")
+    masking.accept_offers(site, run, order)
     trained, epsilon = train_and_charge(site, run.plan, run.run, number, state.model)
     started = time.perf_counter()
     clipped = clip(trained.update, run.plan.privacy.max_update_norm)
     rounding = site.randomness("rounding", number).uniform(clipped.values.size)
     packed = quantize(clipped, run.scheme.value_bits, rounding)
-    masks = masking.mask(site, run, order, packed.values.size)
+    masks = masking.mask(site, run, number, packed.values.size)
     ciphertext = encrypt(packed.values, run.cohort_key(), masks)
     body = state.model_hash + ciphertext.encode()
     data = encode(Envelope(Kind.UPDATE, run.run, number, run.plan_hash, site.name, body), site.identity)
@@ -150,9 +147,13 @@ def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
     run, number = joined(site, order), order.round_number
     if run.plan.encryption.preset != "none":
         raise ProtocolError("the plan encrypts updates; a readable one is never sent")
+    if number < 1:
+        raise WrongRound("rounds are counted from 1")
     private = run.plan.privacy.mode != "none"
     if private and (kept := run.sealed_update(number)):
         return SealedUpdate(kept, 0.0, 0.0, site.ledger.epsilon)
+    if len(order.body) % 4:
+        raise InvalidUpdate("the model in the order is no vector of float32")
     model = np.frombuffer(order.body, "<f4")
     trained, epsilon = train_and_charge(site, run.plan, run.run, number, model)
     update = clip(trained.update, run.plan.privacy.max_update_norm).values if private else trained.update
@@ -198,21 +199,17 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
     state = run.state()
     seconds = 0.0
     if order.round_number == state.round_number + 1:
-        sites, lifting, data = split_aggregate(order.body)
-        if not set(sites) <= set(run.cohort) or len(set(sites)) != len(sites):
-            raise TrustError("the list of summed sites is not part of the cohort")
-        required = max(run.plan.federation.min_cohort, site.settings.policy.min_cohort)
-        if len(sites) < required:
-            raise CohortTooSmall(f"a sum of {len(sites)} sites is not opened, {required} are required")
+        published = Published.decode(order.body)
+        masking.require_list(site, run, published.sites)
         started = time.perf_counter()
-        aggregate = Aggregate.decode(run.scheme, state.model.size, data)
-        if aggregate.sites != len(sites):
+        masks = masking.masks_in(site, run, order, published)
+        aggregate = Aggregate.decode(run.scheme, state.model.size, published.total)
+        if aggregate.sites != len(published.sites):
             raise ProtocolError("the sum and the list of its sites do not agree")
-        masks = masking.masks_in(run, order.round_number, sites, lifting, state.model.size)
         total = open_sum(aggregate, run.cohort_key(), masks)
         summed = dequantize_sum(total, run.plan.privacy.max_update_norm, run.scheme.value_bits)
         seconds = time.perf_counter() - started
-        state = advance(state, summed / len(sites), run.plan.training, run.plan.federation.rounds)
+        state = advance(state, summed / len(published.sites), run.plan.training, run.plan.federation.rounds)
         run.keep_state(state)
         masking.forget(run, order.round_number)
     elif order.round_number != state.round_number:
@@ -231,21 +228,13 @@ def release(site: Site, order: Envelope) -> bytes:
     return encode(envelope, site.identity)
 
 
-def split_aggregate(body: bytes) -> tuple[list[str], Lifting, bytes]:
-    """The summed sites, what lifts their masks, and the encrypted sum: length u32 | JSON head | sum."""
-    length = int.from_bytes(body[:4], "big")
-    head = from_json(body[4 : 4 + length])
-    sites = head.get("sites")
-    if not isinstance(sites, list) or not all(isinstance(name, str) for name in sites):
-        raise ProtocolError("an aggregate names the sites that it sums")
-    return sites, Lifting.from_json(head), body[4 + length :]
-
-
 def joined(site: Site, order: Envelope) -> SiteRun:
     """The run that the order belongs to. Raises ProtocolError or TrustError when this site has not agreed to it."""
     run = SiteRun.open(site.directory / "runs", order.run)
     if order.plan != run.plan_hash:
         raise TrustError("the order carries another plan than the one this site joined")
+    if order.round_number > run.plan.federation.rounds:
+        raise WrongRound(f"round {order.round_number} of a plan for {run.plan.federation.rounds} rounds")
     return run
 
 

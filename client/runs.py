@@ -80,7 +80,10 @@ class SiteRun:
         write_atomically(path, peers)
 
     def peers(self) -> dict[str, bytes]:
-        shown = from_json((self.directory / "peers.json").read_bytes())
+        try:
+            shown = from_json((self.directory / "peers.json").read_bytes())
+        except OSError:
+            raise ProtocolError("this site has not been shown its peers' exchange keys yet") from None
         return {name: from_hex(public) for name, public in shown.items()}
 
     def state(self) -> ModelState:

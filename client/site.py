@@ -2,7 +2,7 @@
 
 DIR/site.toml      the administrator's settings       DIR/identity.key   Ed25519 private key
 DIR/roster.json    who belongs to the consortium      DIR/ledgers/       one ledger per data set
-DIR/runs/ID/       keys, model state and sealed updates of one run
+DIR/audit.jsonl    every order that was refused       DIR/runs/ID/       keys, model state, sealed updates of a run
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from client.datasets import Records, load_records, split
 from client.policy import SitePolicy
+from common.append_log import AppendLog
 from common.config import fill, load_table
 from common.dp.ledger import Ledger, PrivacyBudget
 from common.errors import ConfigError
@@ -22,6 +23,7 @@ from common.roster import Roster
 from common.signing import Identity, verify
 
 LEDGER_CONTEXT = "veilfed.ledger.v1"
+AUDIT_CONTEXT = "veilfed.audit.v1"
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,18 @@ class Site:
             verify=partial(verify_entry, self.identity.public),
         )
 
+    @cached_property
+    def audit(self) -> AppendLog:
+        """Every order that this site refused, and why: hash-chained and signed, its newest head in `witnesses/` too."""
+        witnesses = self.directory / "witnesses"
+        witnesses.mkdir(exist_ok=True)
+        return AppendLog(
+            self.directory / "audit.jsonl",
+            witnesses / "audit",
+            partial(self.identity.sign, AUDIT_CONTEXT),
+            partial(verify_entry, self.identity.public, context=AUDIT_CONTEXT),
+        )
+
     def read_ledgers(self) -> list[Ledger]:
         """Every ledger of this site, each line verified; they can be asked but not charged."""
         return [
@@ -112,9 +126,9 @@ class Site:
         return Randomness.insecure(seed, self.name, *context) if seed else Randomness.from_os()
 
 
-def verify_entry(public: bytes, signature: bytes, data: bytes) -> None:
-    """Raises TrustError unless the ledger entry was signed by the site with that public key."""
-    verify(public, LEDGER_CONTEXT, data, signature)
+def verify_entry(public: bytes, signature: bytes, data: bytes, context: str = LEDGER_CONTEXT) -> None:
+    """Raises TrustError unless the entry of a log was signed by the site with that public key."""
+    verify(public, context, data, signature)
 
 
 @lru_cache(maxsize=256)

@@ -22,7 +22,7 @@ def load_table(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist", "give the path of a federation file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} is not readable as TOML: {error}") from error
 
 
@@ -114,7 +114,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if not isinstance(value, Mapping):
             raise _wrong_type(key, value, "a table")
         return {name: _convert(arguments[1], item, f"{key}.{name}") for name, item in value.items()}
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= 2**53:
         return float(value)
     if type(value) is not hint:
         raise _wrong_type(key, value, _type_name(hint))

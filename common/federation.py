@@ -2,9 +2,13 @@
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from common.errors import ConfigError
+
+_MOST_WEIGHTS = 2**28  # a plan is somebody else's word: what it has a site allocate is bounded,
+_MOST_TIMES = 100_000  # and so is how long it keeps one busy
 
 
 def require(holds: bool, key: str, value: object, allowed: str) -> None:
@@ -34,6 +38,9 @@ class ModelSettings:
         require(self.classes == 0 or self.classes >= 2, "model.classes", self.classes, "2 or more (0: ask the loader)")
         require(all(n > 0 for n in self.hidden), "model.hidden", self.hidden, "positive sizes")
         require(0 <= self.seed < 2**53, "model.seed", self.seed, "0 to 2^53 - 1")
+        widths = (math.prod(self.inputs), *(self.hidden if self.factory == "mlp" else ()), self.classes)
+        weights = sum(before * after for before, after in pairwise(widths))
+        require(weights <= _MOST_WEIGHTS, "weights of the model", weights, f"{_MOST_WEIGHTS} or fewer")
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,12 @@ class TrainingSettings:
     tail_average: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.local_steps >= 1, "training.local_steps", self.local_steps, "1 or more")
-        require(0 < self.sample_rate <= 1, "training.sample_rate", self.sample_rate, "above 0, at most 1")
+        require(1 <= self.local_steps <= _MOST_TIMES, "training.local_steps", self.local_steps, f"1 to {_MOST_TIMES}")
+        require(1e-9 <= self.sample_rate <= 1, "training.sample_rate", self.sample_rate, "above 0, at most 1")
         require(0 < self.lot_size < math.inf, "training.lot_size", self.lot_size, "positive")
-        require(self.local_epochs >= 1, "training.local_epochs", self.local_epochs, "1 or more")
+        require(
+            1 <= self.local_epochs <= _MOST_TIMES, "training.local_epochs", self.local_epochs, f"1 to {_MOST_TIMES}"
+        )
         require(self.batch_size >= 1, "training.batch_size", self.batch_size, "1 or more")
         require(0 < self.learning_rate < math.inf, "training.learning_rate", self.learning_rate, "positive")
         require(0 <= self.momentum < 1, "training.momentum", self.momentum, "0 up to, not including, 1")
@@ -147,7 +156,7 @@ class FederationSettings:
 
     def __post_init__(self) -> None:
         require(bool(self.name), "federation.name", self.name, "a non-empty name")
-        require(1 <= self.rounds < 2**31, "federation.rounds", self.rounds, "1 or more")
+        require(1 <= self.rounds <= _MOST_TIMES, "federation.rounds", self.rounds, f"1 to {_MOST_TIMES}")
         require(self.min_cohort >= 2, "federation.min_cohort", self.min_cohort, "2 or more")
 
 

@@ -1,12 +1,17 @@
-"""The words that both sides of the mask protocol share: offers, packages, the agreed list, what lifts the masks.
+"""The words that both sides of the mask protocol share: offers, packages, what is agreed on, what lifts the masks.
 
 Per round every site offers a fresh mask key and commits to a self seed; shares of both secrets travel in sealed
 packages to each peer. Of one site either the self seed is ever revealed (its update is in the sum) or pair seeds
-with it (it is not): never both. Reference: Bonawitz et al., CCS 2017, ePrint 2017/281.
+with it (it is not): never both.
+
+Guarantee: with n sites, threshold t and c of them colluding with the coordinator, c < 2t - n, nothing finer than the
+sum over t - c honest sites is ever opened. Masks are bound to the model that a site trained on, so the updates of
+sites that were shown different models never cancel (model inconsistency: Pasquini et al., CCS 2022, ePrint 2021/1655).
+Reference: Bonawitz et al., CCS 2017, ePrint 2017/281.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import ProtocolError, TrustError, WireError
@@ -53,17 +58,71 @@ class Lifting:
         seeds, pairs = body.get("self"), body.get("pairs")
         if not isinstance(seeds, Mapping) or not isinstance(pairs, list):
             raise WireError("an aggregate carries what lifts its masks")
-        if not all(isinstance(pair, list) and len(pair) == 3 for pair in pairs):
+        if not all(isinstance(pair, list) and list(map(type, pair)) == [str] * 3 for pair in pairs):
             raise WireError("a broken pair has two sites and a seed")
-        return cls(
-            {str(site): from_hex(seed) for site, seed in seeds.items()},
-            {(str(mine), str(gone)): from_hex(seed) for mine, gone, seed in pairs},
+        lifting = cls(
+            {site: from_hex(seed) for site, seed in seeds.items()},
+            {(mine, gone): from_hex(seed) for mine, gone, seed in pairs},
         )
+        if len(lifting.broken_pairs) != len(pairs):
+            raise WireError("a broken pair is listed twice")
+        return lifting
 
 
-def mask_context(run: bytes, round_number: int) -> bytes:
-    """What binds a pair seed to one round of one run."""
-    return b"veilfed.mask.v1|" + run + round_number.to_bytes(4, "big")
+@dataclass(frozen=True)
+class Opening:
+    """What the sites of a round agree to open: one encrypted sum, of these sites, all trained on one model.
+
+    sites: sorted. sum_hash, model_hash: SHA-256, hexadecimal; of the sum as it travels, and of the model before it.
+    """
+
+    sites: tuple[str, ...]
+    sum_hash: str
+    model_hash: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"sites": list(self.sites), "sum": self.sum_hash, "model": self.model_hash}
+
+    def digest(self, run: bytes, round_number: int) -> str:
+        """What a site signs, once a round: `sum` without it would let a coordinator have anything opened."""
+        return digest(to_json({"run": run.hex(), "round": round_number, **self.to_json()})).hex()
+
+
+@dataclass(frozen=True)
+class Published:
+    """The body of an AGGREGATE. agreed: the signed agreements, hexadecimal. total: the encrypted sum.
+
+    length u32, big-endian | canonical JSON head of that length | total
+    """
+
+    sites: tuple[str, ...]
+    agreed: tuple[str, ...]
+    lifting: Lifting
+    total: bytes = field(repr=False)
+
+    def encode(self) -> bytes:
+        head = to_json({"sites": list(self.sites), "agreed": list(self.agreed), **self.lifting.to_json()})
+        return len(head).to_bytes(4, "big") + head + self.total
+
+    @classmethod
+    def decode(cls, body: bytes) -> "Published":
+        """Inverse of `encode`. Raises WireError on a head that it cannot explain."""
+        end = 4 + int.from_bytes(body[:4], "big")
+        head = from_json(body[4:end])
+        return cls(tuple(names(head, "sites")), tuple(names(head, "agreed")), Lifting.from_json(head), body[end:])
+
+
+def names(body: Mapping[str, Any], key: str) -> list[str]:
+    """A list of texts in a JSON body. Raises WireError when it is anything else."""
+    value = body.get(key)
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise WireError(f"{key} is not a list of texts")
+    return value
+
+
+def mask_context(run: bytes, round_number: int, model_hash: str) -> bytes:
+    """What binds a pair seed to one round of one run, and to the model that both sites trained on."""
+    return b"veilfed.mask.v1|" + run + round_number.to_bytes(4, "big") + from_hex(model_hash)
 
 
 def package_context(run: bytes, round_number: int, sender: str, recipient: str) -> bytes:
@@ -78,24 +137,22 @@ def split_package(package: bytes) -> tuple[bytes, bytes]:
     return package[:SHARE_BYTES], package[SHARE_BYTES:]
 
 
-def list_digest(run: bytes, round_number: int, sites: Sequence[str]) -> str:
-    """What a site signs when it agrees that exactly these sites are summed in this round."""
-    return digest(to_json({"run": run.hex(), "round": round_number, "sites": sorted(sites)})).hex()
+def agrees(answer: Envelope, opening: Opening, wanted: Envelope) -> bool:
+    """Whether a verified envelope is the agreement of a site on the list, for the run, plan and round of `wanted`."""
+    about = (answer.kind, answer.run, answer.plan, answer.round_number)
+    if about != (Kind.ANSWER, wanted.run, wanted.plan, wanted.round_number) or answer.sender not in opening.sites:
+        return False
+    try:
+        return from_json(answer.body).get("list") == opening.digest(wanted.run, wanted.round_number)
+    except WireError:
+        return False
 
 
-def require_agreement(agreed: Sequence[Envelope], received: Sequence[str], required: int, wanted: Envelope) -> None:
-    """Raises TrustError unless `required` different sites of the list have signed it, for this round of this run.
+def require_agreement(agreed: Iterable[Envelope], opening: Opening, required: int, wanted: Envelope) -> None:
+    """Raises TrustError unless `required` different sites of the list have signed this very opening.
 
-    wanted: the order that shows the agreement; run, plan and round must be its own.
+    wanted: the message that shows the agreement; run, plan and round must be its own.
     """
-    expected = list_digest(wanted.run, wanted.round_number, received)
-    signers = {
-        answer.sender
-        for answer in agreed
-        if answer.kind is Kind.ANSWER
-        and (answer.run, answer.plan, answer.round_number) == (wanted.run, wanted.plan, wanted.round_number)
-        and from_json(answer.body).get("list") == expected
-        and answer.sender in received
-    }
+    signers = {answer.sender for answer in agreed if agrees(answer, opening, wanted)}
     if len(signers) < required:
-        raise TrustError(f"{len(signers)} sites have agreed on this list, {required} are required")
+        raise TrustError(f"{len(signers)} sites have agreed on this sum and list, {required} are required")

@@ -53,10 +53,14 @@ class ModelState:
         """Inverse of `to_bytes`. Raises TrustError for a damaged file."""
         try:
             arrays = load(data)
-            round_number, tail_count = (int(counter) for counter in arrays["counters"])
-            return cls(round_number, arrays["model"], arrays["velocity"], arrays["tail_sum"], tail_count)
+            counters, *vectors = (arrays[name] for name in ("counters", "model", "velocity", "tail_sum"))
         except (SafetensorError, ValueError, KeyError):
             raise TrustError("the stored model state is damaged") from None
+        shapes = [(vector.dtype.str, vector.shape) for vector in vectors]
+        expected = [("<f4", (vectors[0].size,))] * 3
+        if (counters.dtype.str, counters.shape) != ("<i8", (2,)) or counters.min() < 0 or shapes != expected:
+            raise TrustError("the stored model state is damaged")
+        return cls(int(counters[0]), *vectors, int(counters[1]))
 
 
 def advance(state: ModelState, mean_update: Vector, training: TrainingSettings, rounds: int) -> ModelState:

@@ -35,7 +35,7 @@ class Roster:
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
             keys = {name: bytes.fromhex(key) for name, key in table.items()}
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             raise ConfigError(f"{path} is not a roster: {error}", "ask the coordinator for a new copy") from None
         if COORDINATOR not in keys or any(len(key) != 32 for key in keys.values()):
             raise ConfigError(f"{path} is not a roster: it needs the coordinator and 32-byte keys")

@@ -120,13 +120,18 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(data: bytes) -> dict[str, Any]:
-    """Inverse of `to_json` for an object. Raises WireError; NaN and infinities are not JSON."""
+    """Inverse of `to_json` for an object. Raises WireError on any other spelling of the same value, and on what
+    canonical JSON cannot hold: NaN, infinities, integers beyond 2^53, half a surrogate pair, a key given twice.
+    """
     try:
         value = json.loads(data, parse_constant=_no_constant)
+        canonical = rfc8785.dumps(value)
     except (ValueError, RecursionError):
         raise WireError("the body is not JSON") from None
     if not isinstance(value, dict):
         raise WireError("the body is not a JSON object")
+    if canonical != data:
+        raise WireError("the body is not canonical JSON")
     return value
 
 

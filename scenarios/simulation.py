@@ -124,6 +124,7 @@ def _site_settings(simulation: Simulation, name: str) -> SiteSettings:
             privacy.delta,
             require_encryption=simulation.encryption.preset != "none",
             require_privacy=privacy.mode != "none",
+            model_factories=(simulation.model.factory,) if ":" in simulation.model.factory else (),
         ),
         simulation.simulation.insecure_randomness,
     )

@@ -13,7 +13,7 @@ from common.errors import ProtocolError, TrustError
 from common.he.ciphertexts import Ciphertext
 from common.he.parameters import Scheme
 from common.roster import COORDINATOR
-from common.wire import Envelope, Kind, encode, from_json, to_json
+from common.wire import Envelope, Kind, encode, from_json
 from server.aggregate_encrypted import BlindSum
 from server.links import Links, Reply
 from server.mask_relay import MaskRelay
@@ -33,11 +33,14 @@ class EncryptedRounds(Rounds):
         super().__init__(store, links, closed, on_round)
         self.scheme, self.length = scheme, length
         self.relay = MaskRelay(store, links)
+        self.required = max(self.required, self.relay.threshold)  # the sites open no sum of fewer
+        self.catch_up()
         if store.has_sum(closed + 1):  # the process stopped between the sum and its publication
+            self.version = self._common_version(closed)
             self._publish(closed + 1)
             self.closed = closed + 1
             store.fill_gap(self.closed)
-        self.catch_up()
+            self.catch_up()
 
     def catch_up(self) -> None:
         """Send each site that missed rounds the sums that it lacks, oldest first."""
@@ -80,9 +83,7 @@ class EncryptedRounds(Rounds):
         """Have the masks of the stored sum lifted, and put sum and lifting on disk as the sites will receive them."""
         started = time.perf_counter()
         received, total = self.store.sum(number)
-        lifting = self.relay.lift(number, received)
-        head = to_json({"sites": received, **lifting.to_json()})
-        body = len(head).to_bytes(4, "big") + head + total
+        body = self.relay.publish(number, received, self.version, total).encode()
         envelope = Envelope(Kind.AGGREGATE, self.store.run, number, self.store.plan_hash, COORDINATOR, body)
         self.store.keep_aggregate(number, encode(envelope, self.store.identity))
         self.seconds["unmask_s"] = time.perf_counter() - started

@@ -1,15 +1,15 @@
-"""The coordinator's part in the mask protocol: it relays offers and packages, and asks for what lifts one list.
+"""The coordinator's part in the mask protocol: it relays offers and packages, and asks for what lifts one sum's masks.
 
-What it asks for is on disk first, so that a restarted coordinator asks for the same list: sites answer no other.
+What it asks for is on disk first, so that a restarted coordinator asks for the same sum: sites answer no other.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from common.errors import WireError
-from common.masking import Lifting, Offer
+from common.errors import FederationError, TrustError
+from common.masking import Offer, Opening, Published, agrees, mask_context
 from common.roster import COORDINATOR
-from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, to_json
+from common.wire import Envelope, Kind, decode, digest, encode, from_hex, from_json, to_json
 from server.links import Links, Reply
 from server.round import LeftOut, too_few
 from server.store import RunStore
@@ -29,7 +29,7 @@ class MaskRelay:
         made = self.store.offers(number) or self._gather(number, ready)
         offers = {site: offered["offer"] for site, offered in made.items()}
         return {
-            site: self._order(
+            site: self._signed(
                 number,
                 {
                     "model_hash": version,
@@ -41,64 +41,79 @@ class MaskRelay:
             if site in made
         }
 
-    def lift(self, number: int, received: list[str]) -> Lifting:
-        """Have the list agreed on, then its masks lifted. Raises when fewer than the threshold help."""
-        agreed = self._ask("agree", number, received, {"received": received})
-        signatures = [reply.data.hex() for reply in agreed.values()]
-        shown = {"received": received, "agreed": signatures}
-        revealed = self._bodies(self._ask("unmask", number, list(agreed), shown))
+    def publish(self, number: int, received: list[str], version: str, total: bytes) -> Published:
+        """`total`, the encrypted sum of these sites on top of that model, with all that lets every site open it.
+
+        Raises ProtocolError or CohortTooSmall when too few sites agree, or stand in for those that fell silent.
+        """
+        opening = Opening(tuple(received), digest(total).hex(), version)
+        shown: dict[str, Any] = {"received": received, "sum": opening.sum_hash}
+        agreed = self._agreed(number, opening, shown)
+        shown["agreed"] = [reply.data.hex() for reply in agreed.values()]
+        revealed = self._bodies("unmask", number, list(agreed), shown)
         self._coming = {number + 1: {site: body["next"] for site, body in revealed.items() if "next" in body}}
-        offers = self._offers(number)
+        offers = {site: self._offer(number, site, made) for site, made in (self.store.offers(number) or {}).items()}
         shares: Mapping[str, Any] = {}
         if silent := silent_sites(offers, received, revealed):
-            answers = self._ask("stand_in", number, list(agreed), {**shown, "silent": silent}, required=0)
-            shares = self._bodies(answers)
-        return lift(self.store.run, number, self.threshold, offers, received, revealed, shares)
+            shares = self._bodies("stand_in", number, list(agreed), {**shown, "silent": silent})
+        context = mask_context(self.store.run, number, version)
+        lifting = lift(context, self.threshold, offers, received, revealed, shares)
+        return Published(opening.sites, tuple(shown["agreed"]), lifting, total)
+
+    def _agreed(self, number: int, opening: Opening, shown: Mapping[str, Any]) -> dict[str, Reply]:
+        answers = self._ask("agree", number, list(opening.sites), shown)
+        wanted = self._order(number, shown)
+        replies = {site: answer for site, answer in answers.items() if isinstance(answer, Reply)}
+        agreed = {site: reply for site, reply in replies.items() if agrees(reply.envelope, opening, wanted)}
+        if len(agreed) < self.threshold:
+            failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
+            raise too_few(number, len(agreed), self.threshold, failed)
+        return agreed
 
     def _gather(self, number: int, ready: list[str]) -> dict[str, Any]:
-        made = {site: offered for site, offered in self._coming.get(number, {}).items() if site in ready}
-        missing = [site for site in ready if site not in made]
-        made |= self._bodies(self._ask("offer", number, missing, {}, required=0))
-        made = {site: offered for site, offered in sorted(made.items()) if _is_complete(offered, ready)}
+        """Each ready site's offer and packages: of those that hold the cohort's key, and whose word holds."""
+        keyed = (self.store.ceremony() or {}).get("joined", {})
+        peers = [site for site in ready if site in keyed]
+        made = {site: offered for site, offered in self._coming.get(number, {}).items() if site in peers}
+        made |= self._bodies("offer", number, [site for site in peers if site not in made], {})
+        made = {site: made[site] for site in sorted(made) if self._is_complete(number, site, made[site], peers)}
         if len(made) < self.threshold:
             raise too_few(number, len(made), self.threshold, ())
         self.store.keep_offers(number, made)
         return made
 
-    def _offers(self, number: int) -> dict[str, Offer]:
-        offers = {}
-        for site, offered in (self.store.offers(number) or {}).items():
-            envelope = decode(from_hex(offered["offer"]), self.store.roster.public_key_of)
-            offers[site] = Offer.of(envelope, self.store.run, self.store.plan_hash, number)
-        return offers
+    def _is_complete(self, number: int, site: str, made: Any, peers: list[str]) -> bool:
+        """Whether the offer is the site's own and brings a package for every peer, so that each could stand in."""
+        try:
+            self._offer(number, site, made)
+            return all(isinstance(made["packages"][peer], str) for peer in peers if peer != site)
+        except (FederationError, KeyError, TypeError):
+            return False
 
-    def _ask(
-        self, action: str, number: int, sites: list[str], body: Mapping[str, Any], required: int | None = None
-    ) -> dict[str, Reply]:
-        orders = dict.fromkeys(sites, self._order(number, body))
-        answers = self.links.exchange(f"query.{action}", orders, number, EXCHANGE_TIMEOUT_SECONDS)
-        good = {site: answer for site, answer in answers.items() if isinstance(answer, Reply)}
-        if len(good) < (self.threshold if required is None else required) and sites:
-            failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
-            raise too_few(number, len(good), self.threshold, failed)
-        return good
+    def _offer(self, number: int, site: str, made: Any) -> Offer:
+        envelope = decode(from_hex(made["offer"]), self.store.roster.public_key_of)
+        if envelope.sender != site:
+            raise TrustError(f"{site} brought an offer of {envelope.sender}")
+        return Offer.of(envelope, self.store.run, self.store.plan_hash, number)
 
-    def _order(self, number: int, body: Mapping[str, Any]) -> bytes:
-        envelope = Envelope(Kind.ORDER, self.store.run, number, self.store.plan_hash, COORDINATOR, to_json(dict(body)))
-        return encode(envelope, self.store.identity)
-
-    @staticmethod
-    def _bodies(replies: Mapping[str, Reply]) -> dict[str, Any]:
+    def _bodies(self, action: str, number: int, sites: list[str], body: Mapping[str, Any]) -> dict[str, Any]:
+        """What each site answers, read as JSON; a site that says nothing readable, or not about this, is silent."""
         bodies = {}
-        for site, reply in replies.items():
-            try:
-                bodies[site] = from_json(reply.envelope.body)
-            except WireError:
-                continue  # a site that says nothing readable is silent
+        for site, answer in self._ask(action, number, sites, body).items():
+            if isinstance(answer, Reply) and answer.envelope.kind is Kind.ANSWER:
+                try:
+                    bodies[site] = from_json(answer.envelope.body)
+                except FederationError:
+                    continue
         return bodies
 
+    def _ask(self, action: str, number: int, sites: list[str], body: Mapping[str, Any]) -> dict[str, Reply | LeftOut]:
+        """Of the sites that are there."""
+        orders = dict.fromkeys((site for site in sites if site in self.links.by_site), self._signed(number, body))
+        return self.links.exchange(f"query.{action}", orders, number, EXCHANGE_TIMEOUT_SECONDS)
 
-def _is_complete(offered: Any, peers: list[str]) -> bool:
-    """Whether an offer carries a package for every peer, so that each could stand in."""
-    packages = offered.get("packages") if isinstance(offered, Mapping) else None
-    return isinstance(packages, Mapping) and isinstance(offered.get("offer"), str) and len(packages) >= len(peers) - 1
+    def _order(self, number: int, body: Mapping[str, Any]) -> Envelope:
+        return Envelope(Kind.ORDER, self.store.run, number, self.store.plan_hash, COORDINATOR, to_json(dict(body)))
+
+    def _signed(self, number: int, body: Mapping[str, Any]) -> bytes:
+        return encode(self._order(number, body), self.store.identity)

@@ -36,6 +36,7 @@ class Rounds(Strategy):
     def __init__(self, store: RunStore, links: Links, closed: int, on_round: OnRound) -> None:
         self.store, self.links, self.closed, self.on_round = store, links, closed, on_round
         self.plan: Plan = store.plan
+        self.required = self.plan.federation.min_cohort
         self._begin()
 
     def configure_train(
@@ -49,7 +50,7 @@ class Rounds(Strategy):
             self.store.plan_hash,
             number,
             frozenset(orders),
-            self.plan.federation.min_cohort,
+            self.required,
             self.update,
         )
         return [self.links.send(site, "train", order, number) for site, order in orders.items()]

@@ -7,7 +7,7 @@ from common.errors import CohortTooSmall, FederationError, ProtocolError
 from common.he.masks import pairwise_seed
 from common.he.sealing import ExchangeKey
 from common.he.shares import combine_shares, commit
-from common.masking import Lifting, Offer, mask_context
+from common.masking import Lifting, Offer
 from common.wire import from_hex
 
 
@@ -18,8 +18,7 @@ def silent_sites(offers: Mapping[str, Offer], received: list[str], revealed: Map
 
 
 def lift(
-    run: bytes,
-    round_number: int,
+    context: bytes,
     threshold: int,
     offers: Mapping[str, Offer],
     received: list[str],
@@ -28,7 +27,8 @@ def lift(
 ) -> Lifting:
     """What removes the masks of `received`, from live sites' own words and, for silent ones, from their peers' shares.
 
-    revealed: site -> {self, pairs}. shares: site -> {self: {silent: share}, keys: {vanished: share}}.
+    context: see `mask_context`. revealed: site -> {self, pairs}.
+    shares: site -> {self: {silent: share}, keys: {vanished: share}}.
     Raises CohortTooSmall when too few stand in, ProtocolError when shares do not give what was offered.
     """
     silent = silent_sites(offers, received, revealed)
@@ -50,7 +50,6 @@ def lift(
             if mask_key.public != offers[gone].mask_key:
                 raise ProtocolError(f"the shares of {gone}'s mask key do not give what it offered")
             for site in silent:
-                context = mask_context(run, round_number)
                 pairs[site, gone] = pairwise_seed(mask_key, offers[site].mask_key, gone, site, context)
     return Lifting(seeds, pairs)
 
