@@ -165,7 +165,7 @@ class EmbeddingLayer:
             self._gradients *= (self._tokens != self._padding_idx).unsqueeze(2)
         products = torch.bmm(self._gradients, self._gradients.transpose(1, 2))
         products *= self._tokens.unsqueeze(2) == self._tokens.unsqueeze(1)
-        return products.sum((1, 2)).clamp_(min=0)
+        return _sum_of_pairs(products)
 
     def add_clipped(self, factors: Tensor) -> None:
         rows = (self._gradients * factors.view(-1, 1, 1)).flatten(0, 1)
@@ -283,7 +283,17 @@ def _ghost(left: Tensor, right: Tensor) -> Tensor:
     """(n,): squared norms of left[i]' @ right[i] for left (n, rows, p) and right (n, rows, d), without the products."""
     products = torch.bmm(left, left.transpose(1, 2))
     products *= torch.bmm(right, right.transpose(1, 2))
-    return products.sum((1, 2)).clamp_(min=0)
+    return _sum_of_pairs(products)
+
+
+def _sum_of_pairs(products: Tensor) -> Tensor:
+    """(n,): the sum over all pairs of rows, and what rounding may have taken from it.
+
+    Rows that nearly cancel leave a small norm as the difference of large numbers. Rounded down, it would let a
+    record pass with less than its clip; so it is rounded up, by the last digit of what would stand without cancelling.
+    """
+    without_cancelling = products.diagonal(dim1=1, dim2=2).sqrt().sum(1).square()
+    return products.sum((1, 2)) + torch.finfo(products.dtype).eps * without_cancelling
 
 
 def _squares(rows: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def train(
         noise_std = noise_multiplier * privacy.max_grad_norm
         refuse_swallowed_noise(noise_std, privacy.max_grad_norm, training, before)
         descent = Descent(model, training)
-        probes = torch.tensor(features[:PROBES]), torch.tensor(labels[:PROBES])
+        probes = _batch(features, labels, np.arange(min(PROBES, len(labels))), descent.device)
         with clipped_sum_for(model, privacy.max_grad_norm, *probes) as clipped:
             noised = partial(noised_sum, clipped, noise_std, randomness)
             _train_on_lots(noised, descent, features, labels, training, randomness)
@@ -91,14 +91,14 @@ class Descent:
     def __init__(self, model: nn.Module, training: TrainingSettings) -> None:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._weights = torch.cat([p.detach().reshape(-1) for p in self._parameters]).double()
-        self._pieces = [
-            piece.view(p.shape)
-            for p, piece in zip(
-                self._parameters, self._weights.split([p.numel() for p in self._parameters]), strict=True
-            )
-        ]
+        pieces = self._weights.split([p.numel() for p in self._parameters])
+        self._pieces = [piece.view(p.shape) for p, piece in zip(self._parameters, pieces, strict=True)]
         self._velocity = torch.zeros_like(self._weights) if training.momentum else None
         self._momentum, self._rate = training.momentum, training.learning_rate / training.lot_size
+
+    @property
+    def device(self) -> torch.device:
+        return self._weights.device
 
     @property
     def weights(self) -> Vector:
@@ -156,13 +156,20 @@ def _train_on_lots(
 ) -> None:
     for _ in range(training.local_steps):
         batch = poisson_batch(len(labels), training.sample_rate, randomness)
-        descent.step(gradient_sum(torch.from_numpy(features[batch]), torch.from_numpy(labels[batch])))
+        descent.step(gradient_sum(*_batch(features, labels, batch, descent.device)))
+
+
+def _batch(
+    features: NDArray[np.float32], labels: NDArray[np.int64], chosen: NDArray[np.int64], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Copies of the chosen records, so that read-only arrays will do."""
+    return torch.from_numpy(features[chosen]).to(device), torch.from_numpy(labels[chosen]).to(device)
 
 
 def _gradient_sum(model: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not len(labels):
-        return torch.zeros(sum(p.numel() for p in parameters))
+        return torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
     loss = F.cross_entropy(model(features), labels, reduction="sum")
     return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)])
 
@@ -181,7 +188,8 @@ def _train_on_shuffled(
         order = np.argsort(randomness.uniform(len(labels)))
         for start in range(0, len(order), training.batch_size):
             batch = order[start : start + training.batch_size]
-            loss = F.cross_entropy(model(torch.from_numpy(features[batch])), torch.from_numpy(labels[batch]))
+            chosen, answers = _batch(features, labels, batch, parameters[0].device)
+            loss = F.cross_entropy(model(chosen), answers)
             gradients = torch.autograd.grad(loss, parameters)
             with torch.no_grad():
                 if velocity is not None:

@@ -62,9 +62,11 @@ def predict(model: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float
     model.eval()
     try:
         with torch.no_grad():
+            device = next(model.parameters()).device
             starts = range(0, max(1, len(features)), _PREDICT_BATCH)
-            logits = [model(torch.tensor(features[start : start + _PREDICT_BATCH])) for start in starts]
-            return torch.softmax(torch.cat(logits).double(), dim=1).numpy()
+            batches = [torch.tensor(features[start : start + _PREDICT_BATCH], device=device) for start in starts]
+            logits = torch.cat([model(batch) for batch in batches])
+            return torch.softmax(logits.double(), dim=1).cpu().numpy()
     finally:
         model.train(was_training)
 

@@ -267,6 +267,25 @@ def test_one_record_moves_the_sum_by_at_most_the_bound(left_out: int, bound: flo
     assert float((with_all - without).norm()) <= bound * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("rest", [1.0, 1e-2, 1e-3, 1e-4, 1e-6, 0.0])
+def test_rows_that_nearly_cancel_are_not_clipped_too_little(rest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 a norm from pairs of rows may be rounded to nothing, and the record would pass unclipped."""
+    monkeypatch.setattr("client.clipping_layers._DIRECT_BYTES", 0)
+    rows = torch.randn(RECORDS, 32, 40, generator=torch.Generator().manual_seed(1))
+    opposite = torch.cat([rows, -rows + rest * torch.randn(rows.shape, generator=torch.Generator().manual_seed(2))], 1)
+    model = nn.Linear(40, CLASSES, bias=False)
+    labels = torch.zeros(RECORDS, dtype=torch.int64)
+    bound = 1e-6
+
+    def losses(output: Tensor, _labels: Tensor) -> Tensor:
+        return output.sum((1, 2))
+
+    with BookKeeping(model, bound, losses) as clipped_sum:
+        for record in range(RECORDS):
+            alone = clipped_sum.of(opposite[record : record + 1], labels[:1])
+            assert float(alone.norm()) <= bound * (1 + 1e-5)
+
+
 def test_an_empty_batch_gives_zeros() -> None:
     model, features, labels = make("conv2d")
     for way in (BookKeeping, Vectorised, OneByOne):
