@@ -16,6 +16,8 @@ from common.errors import InvalidUpdate, TrustError
 from common.federation import TrainingSettings
 from common.updates import Vector
 
+_STORED = ("counters", "model", "velocity", "tail_sum")
+
 
 @dataclass(frozen=True)
 class ModelState:
@@ -46,21 +48,21 @@ class ModelState:
 
     def to_bytes(self) -> bytes:
         counters = np.array([self.round_number, self.tail_count], np.int64)
-        return save({"counters": counters, "model": self.model, "velocity": self.velocity, "tail_sum": self.tail_sum})
+        return save(dict(zip(_STORED, (counters, self.model, self.velocity, self.tail_sum), strict=True)))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ModelState":
         """Inverse of `to_bytes`. Raises TrustError for a damaged file."""
         try:
             arrays = load(data)
-            counters, *vectors = (arrays[name] for name in ("counters", "model", "velocity", "tail_sum"))
+            counters, model, velocity, tail_sum = (arrays[name] for name in _STORED)
         except (SafetensorError, ValueError, KeyError):
             raise TrustError("the stored model state is damaged") from None
-        shapes = [(vector.dtype.str, vector.shape) for vector in vectors]
-        expected = [("<f4", (vectors[0].size,))] * 3
-        if (counters.dtype.str, counters.shape) != ("<i8", (2,)) or counters.min() < 0 or shapes != expected:
+        shapes = {(vector.dtype.str, vector.shape) for vector in (model, velocity, tail_sum)}
+        well_formed = (counters.dtype.str, counters.shape) == ("<i8", (2,)) and shapes == {("<f4", (model.size,))}
+        if not well_formed or counters.min() < 0:
             raise TrustError("the stored model state is damaged")
-        return cls(int(counters[0]), *vectors, int(counters[1]))
+        return cls(int(counters[0]), model, velocity, tail_sum, int(counters[1]))
 
 
 def advance(state: ModelState, mean_update: Vector, training: TrainingSettings, rounds: int) -> ModelState:
