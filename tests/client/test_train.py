@@ -65,7 +65,7 @@ def test_noise_is_independent_over_coordinates_and_steps() -> None:
 
 def test_the_number_of_records_does_not_show_in_the_scale_of_the_noise() -> None:
     """Opacus divides by int(N / batches), so its noise told N = 99, 100, 101 apart."""
-    single = replace(LOTS, local_steps=1, sample_rate=1e-12)
+    single = replace(LOTS, local_steps=1, sample_rate=1e-9)
     for n in (99, 100, 101):
         noise = noise_of_steps(*records(n), runs=60, training=single)
         low, high = chi_square_bounds(noise.size)
