@@ -93,7 +93,7 @@ class Descent:
         self._weights = torch.cat([p.detach().reshape(-1) for p in self._parameters]).double()
         pieces = self._weights.split([p.numel() for p in self._parameters])
         self._pieces = [piece.view(p.shape) for p, piece in zip(self._parameters, pieces, strict=True)]
-        self._velocity = torch.zeros_like(self._weights) if training.momentum else None
+        self._velocity, self._spare = torch.zeros_like(self._weights), torch.empty_like(self._weights)
         self._momentum, self._rate = training.momentum, training.learning_rate / training.lot_size
 
     @property
@@ -107,11 +107,11 @@ class Descent:
 
     def step(self, gradient_sum: Tensor) -> None:
         """Move against gradient_sum (d,), divided by the public lot size."""
-        if self._velocity is None:
-            self._weights.add_(gradient_sum, alpha=-self._rate)
-        else:
-            self._velocity.mul_(self._momentum).add_(gradient_sum)
-            self._weights.add_(self._velocity, alpha=-self._rate)
+        self._spare.copy_(gradient_sum)  # into memory that is there: adding float32 to float64 would allocate it anew
+        if self._momentum:
+            self._spare.add_(self._velocity, alpha=self._momentum)
+        self._velocity, self._spare = self._spare, self._velocity
+        self._weights.add_(self._velocity, alpha=-self._rate)
         with torch.no_grad():
             for parameter, piece in zip(self._parameters, self._pieces, strict=True):
                 parameter.copy_(piece)
