@@ -10,12 +10,14 @@ The last two only where all events are Poisson-sampled Gaussian releases.
 import json
 import random
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.dp.accounting import epsilon, second_opinion
-from common.dp.events import DpEvent, Gaussian, PoissonGaussian, event_to_dict
+from common.dp.accounting import epsilon
+from common.dp.events import DiscreteLaplace, DpEvent, Gaussian, PoissonGaussian, event_to_dict
+from common.errors import UnknownEvent
 
 PUBLISHED = [  # settings that papers and tutorials use
     ([PoissonGaussian(1.0, 0.01, 1000)], 1e-5),
@@ -27,6 +29,26 @@ PUBLISHED = [  # settings that papers and tutorials use
     ([PoissonGaussian(4.0, 1.0, 100)], 1e-5),
     ([Gaussian(1.0)], 1e-5),
 ]
+
+
+def second_opinion(events: Iterable[DpEvent], delta: float) -> float:
+    """The same epsilon by Google's dp-accounting, slowly."""
+    from dp_accounting import dp_event
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant()
+    for event in events:
+        match event:
+            case PoissonGaussian(noise_multiplier, sample_rate, steps):
+                release = dp_event.GaussianDpEvent(noise_multiplier)
+                accountant.compose(dp_event.PoissonSampledDpEvent(sample_rate, release), steps)
+            case Gaussian(noise_multiplier, count):
+                accountant.compose(dp_event.GaussianDpEvent(noise_multiplier), count)
+            case DiscreteLaplace(parameter, count):
+                accountant.compose(dp_event.DiscreteLaplaceDpEvent(parameter, 1), count)
+            case _:
+                raise UnknownEvent(f"nobody can say what {event!r} costs")
+    return float(accountant.get_epsilon(delta))
 
 
 def random_setting(source: random.Random, kinds: int = 3) -> tuple[list[DpEvent], float]:
