@@ -121,9 +121,16 @@ class Site:
         return self.directory / "witnesses" / f"{name}.json"
 
     def randomness(self, *context: str | int) -> Randomness:
-        """A fresh stream from the operating system, unless this site's own settings fix it for a test."""
+        """This process's stream keyed by the operating system, unless the site's own settings fix it for a test.
+
+        The stream never repeats; context only tells fixed streams apart.
+        """
         seed = self.settings.insecure_randomness
-        return Randomness.insecure(seed, self.name, *context) if seed else Randomness.from_os()
+        return Randomness.insecure(seed, self.name, *context) if seed else self._from_os
+
+    @cached_property
+    def _from_os(self) -> Randomness:
+        return Randomness.from_os()
 
 
 def verify_entry(public: bytes, signature: bytes, data: bytes, context: str = LEDGER_CONTEXT) -> None:

@@ -17,7 +17,7 @@ from client.sampling import poisson_batch
 from common.dp.events import DpEvent, PoissonGaussian
 from common.errors import ConfigError
 from common.federation import PrivacySettings, TrainingSettings
-from common.models import parameters_of
+from common.models import flat, trainable
 from common.randomness import Randomness
 from common.updates import Vector
 
@@ -61,11 +61,13 @@ def train(
     """
     started = time.perf_counter()
     events = planned_events(training, privacy, noise_multiplier)
-    before = parameters_of(model)
-    model.train()
+    parameters = trainable(model)
+    before = flat(parameters)
+    if not model.training:
+        model.train()
     if privacy.mode == "none" and training.sampling == "shuffle":
-        _train_on_shuffled(model, features, labels, training, randomness)
-        update = parameters_of(model) - before
+        _train_on_shuffled(model, parameters, features, labels, training, randomness)
+        update = flat(parameters) - before
     elif privacy.mode == "none":
         descent = Descent(model, training)
         _train_on_lots(partial(_gradient_sum, model), descent, features, labels, training, randomness)
@@ -176,13 +178,13 @@ def _gradient_sum(model: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
 
 def _train_on_shuffled(
     model: nn.Module,
+    parameters: list[nn.Parameter],
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
     training: TrainingSettings,
     randomness: Randomness,
 ) -> None:
     """Plain SGD over every record once per epoch; nothing here is private."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
     velocity = None
     for _ in range(training.local_epochs):
         order = np.argsort(randomness.uniform(len(labels)))

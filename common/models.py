@@ -1,7 +1,7 @@
 """Architectures by name, a model as one flat vector and back, and what a model predicts."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -38,7 +38,16 @@ def build(settings: ModelSettings) -> nn.Module:
 
 def parameters_of(model: nn.Module) -> Vector:
     """The trainable parameters, in the model's own order, as one float64 vector (d,)."""
-    return torch.cat([p.detach().reshape(-1) for p in _trainable(model)]).cpu().numpy().astype(np.float64)
+    return flat(trainable(model))
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def flat(parameters: Sequence[nn.Parameter]) -> Vector:
+    """All values of `parameters`, one after the other, as one float64 vector."""
+    return torch.cat([p.detach().reshape(-1) for p in parameters]).cpu().numpy().astype(np.float64)
 
 
 def load_parameters(model: nn.Module, vector: Vector) -> None:
@@ -46,14 +55,13 @@ def load_parameters(model: nn.Module, vector: Vector) -> None:
 
     Raises InvalidUpdate when the length is not d; the model is then unchanged.
     """
-    parameters = _trainable(model)
+    parameters = trainable(model)
     sizes = [p.numel() for p in parameters]
     if np.shape(vector) != (sum(sizes),):
         raise InvalidUpdate(f"a vector of shape {np.shape(vector)} for a model of {sum(sizes)} parameters")
-    pieces = np.split(np.asarray(vector), np.cumsum(sizes[:-1]))
-    with torch.no_grad():
-        for parameter, piece in zip(parameters, pieces, strict=True):
-            parameter.copy_(torch.tensor(piece).view(parameter.shape))
+    pieces = torch.tensor(vector).split(sizes)
+    for parameter, piece in zip(parameters, pieces, strict=True):
+        parameter.data = piece.view(parameter.shape).to(parameter)  # no further copy where type and device agree
 
 
 def predict(model: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -69,10 +77,6 @@ def predict(model: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float
             return torch.softmax(logits.double(), dim=1).cpu().numpy()
     finally:
         model.train(was_training)
-
-
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [p for p in model.parameters() if p.requires_grad]
 
 
 def _factory(settings: ModelSettings) -> Callable[[], object]:
@@ -92,7 +96,7 @@ def _factory(settings: ModelSettings) -> Callable[[], object]:
 def _checked(model: object, settings: ModelSettings) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise _refusal(settings, f"gave a {type(model).__name__}, not a torch.nn.Module")
-    if not _trainable(model):
+    if not trainable(model):
         raise _refusal(settings, "gave a model without trainable parameters")
     try:
         logits = model.eval()(torch.zeros(2, *settings.inputs))

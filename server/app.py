@@ -19,7 +19,7 @@ from common.models import build, parameters_of
 from common.roster import COORDINATOR
 from common.wire import Envelope, Kind, encode, to_json
 from server.encrypted_rounds import EncryptedRounds
-from server.links import Link, Links, Reply, outgoing
+from server.links import Link, Links, Reply, outgoing, packed
 from server.round import LeftOut, too_few
 from server.store import RunStore
 from server.strategy import ROUND_TIMEOUT_SECONDS, OnRound, ReadableRounds, Rounds
@@ -71,7 +71,8 @@ def _join(links: Links, store: RunStore) -> dict[str, str]:
     while len(nodes := list(links.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
         time.sleep(0.2)
     order = _order(store, {"plan": to_table(store.plan), "cohort": list(store.roster.sites)})
-    messages = [outgoing(node, "query.join", order, 0) for node in nodes]
+    content = packed(order)
+    messages = [outgoing(node, "query.join", content, 0) for node in nodes]
     joined, left_out = {}, []
     for message in links.grid.send_and_receive(messages, timeout=JOIN_TIMEOUT_SECONDS):
         try:

@@ -52,8 +52,8 @@ class EncryptedRounds(Rounds):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        data = self.store.aggregate(self.closed)
-        return [self.links.send(site, "evaluate", data, self.closed) for site in self.links.at_round(self.closed - 1)]
+        orders = dict.fromkeys(self.links.at_round(self.closed - 1), self.store.aggregate(self.closed))
+        return self.links.messages("evaluate", orders, self.closed)
 
     def _orders(self, number: int) -> Mapping[str, bytes]:
         self.catch_up()

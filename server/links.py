@@ -34,9 +34,13 @@ class Reply:
     metrics: Mapping[str, float]
 
 
-def outgoing(node: int, message_type: str, data: bytes, round_number: int) -> Message:
+def packed(data: bytes) -> RecordDict:
+    """An envelope as Flower content; one content may go to many nodes."""
     array = Array("uint8", (len(data),), "veilfed.envelope", data)
-    content = RecordDict({"veilfed": ArrayRecord({"envelope": array})})
+    return RecordDict({"veilfed": ArrayRecord({"envelope": array})})
+
+
+def outgoing(node: int, message_type: str, content: RecordDict, round_number: int) -> Message:
     return Message(content, dst_node_id=node, message_type=message_type, group_id=str(round_number))
 
 
@@ -65,17 +69,22 @@ class Links:
         self, message_type: str, orders: Mapping[str, bytes], round_number: int, timeout: float
     ) -> dict[str, Reply | LeftOut]:
         """Each named site's answer to its order, or why there is none that counts."""
-        messages = [self.send(site, message_type, data, round_number) for site, data in orders.items()]
+        messages = self.messages(message_type, orders, round_number)
         answers: dict[str, Reply | LeftOut] = {}
         for message in self.grid.send_and_receive(messages, timeout=timeout):
             site, answer = self.read(message)
             answers[site] = answer
         return answers
 
-    def send(self, site: str, message_type: str, data: bytes, round_number: int) -> Message:
-        link = self.by_site[site]
-        link.bytes_down += len(data)
-        return outgoing(link.node, message_type, data, round_number)
+    def messages(self, message_type: str, orders: Mapping[str, bytes], round_number: int) -> list[Message]:
+        """One message a site; sites that get the same order share its content."""
+        contents = {order: packed(order) for order in {id(order): order for order in orders.values()}.values()}
+        messages = []
+        for site, order in orders.items():
+            link = self.by_site[site]
+            link.bytes_down += len(order)
+            messages.append(outgoing(link.node, message_type, contents[order], round_number))
+        return messages
 
     def read(self, message: Message) -> tuple[str, Reply | LeftOut]:
         """The site whose node answered, and its verified reply. Faults are the node's, not a claimed name's."""

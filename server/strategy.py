@@ -53,7 +53,7 @@ class Rounds(Strategy):
             self.required,
             self.update,
         )
-        return [self.links.send(site, "train", order, number) for site, order in orders.items()]
+        return self.links.messages("train", orders, number)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
