@@ -25,10 +25,12 @@ from common.masking import (
     Offer,
     Opening,
     Published,
+    holders,
     mask_context,
     names,
     package_context,
     require_agreement,
+    share_threshold,
     split_package,
 )
 from common.wire import Envelope, Kind, decode, digest, encode, from_hex, from_json, to_json
@@ -41,10 +43,10 @@ def offer(site: Site, run: SiteRun, number: int) -> dict[str, Any]:
         return from_json(path.read_bytes())
     self_seed, mask_key = os.urandom(32), ExchangeKey.generate()
     save_secret(run.directory / f"masks-{number:06d}", self_seed + mask_key.private_bytes(), None)
-    peers = run.peers()
-    threshold = run.plan.encryption.threshold_of(len(run.cohort))
-    seed_shares = split_secret(self_seed, threshold, run.cohort)
-    key_shares = split_secret(mask_key.private_bytes(), threshold, run.cohort)
+    peers, keepers = run.peers(), holders(run.cohort, site.name)
+    threshold = share_threshold(run.plan.encryption, run.cohort)
+    seed_shares = split_secret(self_seed, threshold, keepers)
+    key_shares = split_secret(mask_key.private_bytes(), threshold, keepers)
     packages = {
         peer: seal(
             run.exchange_key,
@@ -53,7 +55,7 @@ def offer(site: Site, run: SiteRun, number: int) -> dict[str, Any]:
             package_context(run.run, number, site.name, peer),
         ).hex()
         for peer, public in peers.items()
-        if peer != site.name
+        if peer != site.name and peer in keepers
     }
     body = Offer(mask_key.public, commit(self_seed)).encode()
     signed = encode(Envelope(Kind.OFFER, run.run, number, run.plan_hash, site.name, body), site.identity)

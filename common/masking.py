@@ -10,13 +10,16 @@ sites that were shown different models never cancel (model inconsistency: Pasqui
 Reference: Bonawitz et al., CCS 2017, ePrint 2017/281.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import ProtocolError, TrustError, WireError
+from common.federation import EncryptionSettings
 from common.he.shares import SHARE_BYTES
 from common.wire import Envelope, Kind, digest, from_hex, from_json, to_json
+
+_HOLDERS = 16
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,25 @@ def names(body: Mapping[str, Any], key: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise WireError(f"{key} is not a list of texts")
     return value
+
+
+def holders(cohort: Sequence[str], owner: str) -> tuple[str, ...]:
+    """Who keep shares of one site's secrets: a small cohort as a whole, else the site and those after it, in a ring.
+
+    Shares cost their number squared, at every site and round. Reference: Bell et al., CCS 2020, ePrint 2020/704.
+    """
+    if len(cohort) <= _HOLDERS:
+        return tuple(sorted(cohort))
+    ring = sorted(cohort)
+    place = ring.index(owner)
+    return tuple(sorted((ring + ring)[place : place + _HOLDERS]))
+
+
+def share_threshold(settings: EncryptionSettings, cohort: Sequence[str]) -> int:
+    """How many holders give a vanished site's secret back: the plan's threshold, or its like among the holders."""
+    if len(cohort) <= _HOLDERS:
+        return settings.threshold_of(len(cohort))
+    return EncryptionSettings().threshold_of(_HOLDERS)
 
 
 def mask_context(run: bytes, round_number: int, model_hash: str) -> bytes:

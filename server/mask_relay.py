@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import FederationError, TrustError
-from common.masking import Offer, Opening, Published, agrees, mask_context
+from common.masking import Offer, Opening, Published, agrees, holders, mask_context, share_threshold
 from common.roster import COORDINATOR
 from common.wire import Envelope, Kind, decode, digest, encode, from_hex, from_json, to_json
 from server.links import Links, Reply
@@ -34,7 +34,7 @@ class MaskRelay:
                 {
                     "model_hash": version,
                     "offers": offers,
-                    "packages": {peer: made[peer]["packages"][site] for peer in made if peer != site},
+                    "packages": {peer: made[peer]["packages"][site] for peer in made if site in made[peer]["packages"]},
                 },
             )
             for site in ready
@@ -57,7 +57,8 @@ class MaskRelay:
         if silent := silent_sites(offers, received, revealed):
             shares = self._bodies("stand_in", number, list(agreed), {**shown, "silent": silent})
         context = mask_context(self.store.run, number, version)
-        lifting = lift(context, self.threshold, offers, received, revealed, shares)
+        threshold = share_threshold(self.store.plan.encryption, self.store.roster.sites)
+        lifting = lift(context, threshold, offers, received, revealed, shares)
         return Published(opening.sites, tuple(shown["agreed"]), lifting, total)
 
     def _agreed(self, number: int, opening: Opening, shown: Mapping[str, Any]) -> dict[str, Reply]:
@@ -83,10 +84,11 @@ class MaskRelay:
         return made
 
     def _is_complete(self, number: int, site: str, made: Any, peers: list[str]) -> bool:
-        """Whether the offer is the site's own and brings a package for every peer, so that each could stand in."""
+        """Whether the offer is the site's own and brings a package for every holder that is there."""
         try:
             self._offer(number, site, made)
-            return all(isinstance(made["packages"][peer], str) for peer in peers if peer != site)
+            keepers = set(holders(self.store.roster.sites, site)) & set(peers) - {site}
+            return all(isinstance(made["packages"][keeper], str) for keeper in keepers)
         except (FederationError, KeyError, TypeError):
             return False
 

@@ -14,7 +14,14 @@ MAY_USE = {
     "scenarios": OURS,
 }
 HOMES = {
-    "flwr": {"client/app.py", "server/app.py", "server/links.py", "server/strategy.py", "scenarios/grid.py"}
+    "flwr": {
+        "client/app.py",
+        "server/app.py",
+        "server/links.py",
+        "server/strategy.py",
+        "server/encrypted_rounds.py",
+        "scenarios/grid.py",
+    }
     | {"scenarios/engines.py"},
     "tenseal": {"common/he/scheme.py"},
     "dp_accounting": {"common/dp/accounting.py"},
