@@ -45,7 +45,7 @@ def federation(work: Work, private: bool) -> dict[str, Any]:
     else:
         training |= {"sampling": "shuffle"}
     return {
-        "federation": {"name": "bench", "rounds": work.rounds, "min_cohort": 2},
+        "federation": {"name": "bench", "rounds": min(work.rounds, 3) if private else work.rounds, "min_cohort": 2},
         "model": {"factory": "mlp", "hidden": list(work.hidden)},
         "training": training,
         "privacy": {"mode": "local" if private else "none", "epsilon": 8.0, "delta": 1e-5},
