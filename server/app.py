@@ -137,7 +137,10 @@ def _take_release(links: Links, store: RunStore, rounds: Rounds) -> None:
             for answer in answers.values()
             if isinstance(answer, Reply) and answer.envelope.kind is Kind.RELEASE
         }
-        if len(models) != 1:
+        if not models:
+            failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
+            raise too_few(rounds.closed, 0, 1, failed)
+        if len(models) > 1:
             raise TrustError(f"the sites released {len(models)} different models")
         store.keep_release(np.frombuffer(models.pop(), "<f4"))
 
