@@ -11,6 +11,7 @@ from scipy.stats import chi2, norm
 from client import masking
 from client.runs import SiteRun
 from common.errors import FederationError, ProtocolError, TrustError, WireError
+from common.federation import EncryptionSettings
 from common.he.ciphertexts import Ciphertext
 from common.he.frames import Scratch
 from common.he.masks import expand
@@ -24,10 +25,12 @@ from common.masking import (
     Opening,
     Published,
     agrees,
+    holders,
     mask_context,
     names,
     package_context,
     require_agreement,
+    share_threshold,
     split_package,
 )
 from common.wire import Envelope, Kind, from_json, to_json
@@ -97,6 +100,18 @@ def test_masks_belong_to_one_run_round_and_model():
         for model in ("00" * 32, "01" * 32)
     }
     assert len(contexts) == 12
+
+
+@given(st.integers(2, 120))
+def test_every_site_has_enough_holders_and_no_ten_of_them_rebuild_a_secret(sites):
+    cohort = [f"s{place}" for place in range(sites)]
+    for owner in cohort:
+        kept = holders(cohort, owner)
+        assert owner in kept
+        assert len(set(kept)) == len(kept) == min(sites, 16)
+        assert list(kept) == sorted(kept)
+    threshold = share_threshold(EncryptionSettings(), cohort)
+    assert threshold == (11 if sites > 16 else 2 * sites // 3 + 1)
 
 
 @given(st.lists(st.tuples(TEXTS, TEXTS), min_size=2, max_size=2, unique=True))

@@ -183,12 +183,18 @@ def masked_rounds(place: Path, names: tuple[str, ...], threshold: int, rounds: i
 
 
 SHAPES = [(("a", "b", "c", "d"), 3), (("a", "b", "c", "d", "e"), 3), (("a", "b", "c", "d", "e", "f", "g"), 5)]
+MANY = tuple(f"site-{number:02}" for number in range(18))  # more than hold shares of one secret
 
 
 @pytest.mark.parametrize(("names", "threshold"), SHAPES)
 def test_rounds_with_random_losses_open_the_exact_sum_or_stop(memory, names, threshold):
     seen = masked_rounds(memory, names, threshold, 20)
     assert seen["offer"] + seen["agree"] + seen["unmask"] > 0
+
+
+@pytest.mark.slow
+def test_rounds_of_more_sites_than_hold_shares(memory):
+    masked_rounds(memory, MANY, 13, 15)
 
 
 @pytest.mark.slow
