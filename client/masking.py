@@ -71,8 +71,7 @@ def accept_offers(site: Site, run: SiteRun, order: Envelope) -> None:
     """
     body = from_json(order.body)
     _check_offers(site, run, order.round_number, body)
-    shown = to_json({key: body[key] for key in ("offers", "packages")})
-    write_atomically(_shown_path(run, order.round_number), shown)
+    write_atomically(_shown_path(run, order.round_number), order.body)
 
 
 def mask(site: Site, run: SiteRun, number: int, length: int) -> NDArray[np.uint64]:

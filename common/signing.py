@@ -5,6 +5,7 @@ so that a signature given for one purpose ("veilfed.update.v1") never passes for
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NoReturn
 
 from cryptography.exceptions import InvalidSignature
@@ -47,8 +48,12 @@ class Identity:
         raise TypeError("an identity is never pickled")
 
 
+@lru_cache(maxsize=16384)
 def verify(public: bytes, context: str, data: bytes, signature: bytes) -> None:
-    """Return if the holder of `public` signed `data` as `context`; else raise TrustError, the same for every reason."""
+    """Return if the holder of `public` signed `data` as `context`; else raise TrustError, the same for every reason.
+
+    What held once is remembered, as a cohort shows the same signatures many times a round; a refusal is not.
+    """
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, _bound(context, data))
     except (InvalidSignature, ValueError):
