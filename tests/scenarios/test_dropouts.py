@@ -134,7 +134,8 @@ class MaskedRounds:
         orders = self.relay.orders(number, ready, self.played.model_hash(ready[0]))
         sums, received = np.zeros(self.size, np.uint64), []
         for name, order in orders.items():
-            fate = self.random.choice(["sent"] * 9 + ["vanished before sending", "too late"])
+            fates = ["sent"] * 9 + ["vanished before sending", "too late"] * bool(self.weather.chance)
+            fate = self.random.choice(fates)
             if fate == "vanished before sending":
                 continue
             masked = self.values(number, name) + self.mask(number, name, order)
