@@ -59,7 +59,7 @@ def load_parameters(model: nn.Module, vector: Vector) -> None:
     sizes = [p.numel() for p in parameters]
     if np.shape(vector) != (sum(sizes),):
         raise InvalidUpdate(f"a vector of shape {np.shape(vector)} for a model of {sum(sizes)} parameters")
-    pieces = torch.tensor(vector).split(sizes)
+    pieces = torch.split(torch.tensor(vector), sizes)
     for parameter, piece in zip(parameters, pieces, strict=True):
         parameter.data = piece.view(parameter.shape).to(parameter)  # no further copy where type and device agree
 

@@ -311,9 +311,7 @@ def test_an_encrypted_run_hides_updates_from_the_coordinator_even_with_one_site_
 
 
 def test_masks_cannot_help_where_only_two_sites_are_added_up(page_of):
-    page = page_of(
-        configured(federation={"min_cohort": 2}) | {"sites": a_report()["sites"][:2]}
-    )
+    page = page_of(configured(federation={"min_cohort": 2}) | {"sites": a_report()["sites"][:2]})
     assert "Yes In a round of two sites it can subtract its own part" in page.row("One other site")
     assert "Yes In a round of two sites it can subtract its own part" in page.row("The coordinator together")
     assert "The plan lets a round close with two sites." in page.text
