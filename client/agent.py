@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from client import masking
 from client import round as local_round
 from client.round import joined
+from client.runs import SiteRun
 from client.site import Site
 from common.errors import FederationError, ProtocolError, TrustError
 from common.roster import COORDINATOR
@@ -17,7 +18,7 @@ _LONGEST_MESSAGE = 500  # characters: a message may quote what the other side wr
 
 @dataclass(frozen=True)
 class Answer:
-    """metrics: numbers that are public by declaration: seconds of each phase and the ledger's epsilon."""
+    """metrics: numbers that the plan declares public (`federation.public`), and no others."""
 
     data: bytes
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -83,12 +84,18 @@ def _act(site: Site, action: str, order: Envelope) -> Answer:
                 "encrypt_s": sealed.encrypt_seconds,
                 "epsilon": sealed.epsilon,
             }
-            return Answer(sealed.data, {name: value for name, value in public.items() if value})
+            return Answer(sealed.data, _declared(joined(site, order), public))
         case "apply", Kind.AGGREGATE:
             data, seconds = local_round.apply_aggregate(site, order)
-            return Answer(data, {"open_s": seconds})
+            return Answer(data, _declared(joined(site, order), {"open_s": seconds}))
         case (("agree" | "unmask" | "stand_in"), Kind.ORDER):
             return Answer(getattr(masking, action)(site, joined(site, order), order))
         case "release", Kind.ORDER:
             return Answer(local_round.release(site, order))
     raise ProtocolError(f"{action!r} with {order.kind.name} is not an order that this site knows")
+
+
+def _declared(run: SiteRun, numbers: Mapping[str, float]) -> dict[str, float]:
+    public = run.plan.federation.public
+    kinds = {name: "epsilon" if name == "epsilon" else "seconds" for name in numbers}
+    return {name: value for name, value in numbers.items() if value and kinds[name] in public}

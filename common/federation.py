@@ -7,8 +7,7 @@ from typing import Literal
 
 from common.errors import ConfigError
 
-_MOST_WEIGHTS = 2**28  # a plan is somebody else's word: what it has a site allocate is bounded,
-_MOST_TIMES = 100_000  # and so is how long it keeps one busy
+_MOST_TIMES = 100_000  # a plan is somebody else's word: how long it can keep a site busy is bounded
 
 
 def require(holds: bool, key: str, value: object, allowed: str) -> None:
@@ -38,9 +37,12 @@ class ModelSettings:
         require(self.classes == 0 or self.classes >= 2, "model.classes", self.classes, "2 or more (0: ask the loader)")
         require(all(n > 0 for n in self.hidden), "model.hidden", self.hidden, "positive sizes")
         require(0 <= self.seed < 2**53, "model.seed", self.seed, "0 to 2^53 - 1")
+
+    @property
+    def dense_weights(self) -> int:
+        """What a built-in architecture allocates for its dense layers, about, known before it does."""
         widths = (math.prod(self.inputs), *(self.hidden if self.factory == "mlp" else ()), self.classes)
-        weights = sum(before * after for before, after in pairwise(widths))
-        require(weights <= _MOST_WEIGHTS, "weights of the model", weights, f"{_MOST_WEIGHTS} or fewer")
+        return sum(before * after for before, after in pairwise(widths))
 
 
 @dataclass(frozen=True)
@@ -146,13 +148,15 @@ class FederationSettings:
     """Who must be there, for how long, and what the coordinator may see of the model.
 
     reveal: `never` (the coordinator holds encrypted aggregates only), `final` (the sites sign a release of the
-    last model to its registry) or `every-round`.
+    last model to its registry) or `every-round`. public: the numbers that sites may send readable beside their
+    sealed answers; everything else stays at the site.
     """
 
     name: str = "federation"
     rounds: int = 10
     min_cohort: int = 2
     reveal: Literal["never", "final", "every-round"] = "final"
+    public: tuple[Literal["seconds", "epsilon"], ...] = ("seconds", "epsilon")
 
     def __post_init__(self) -> None:
         require(bool(self.name), "federation.name", self.name, "a non-empty name")

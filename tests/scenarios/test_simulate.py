@@ -106,6 +106,21 @@ def test_the_coordinator_holds_no_model_when_nothing_is_revealed(tmp_path):
         assert not path.is_file() or "cohort.key" not in path.name
 
 
+def test_only_declared_numbers_leave_a_site_readable(tmp_path):
+    seen: set[str] = set()
+
+    def network(reply: Message) -> Iterable[Message]:
+        assert set(reply.content) <= {"veilfed", "public"}
+        seen.update(reply.content.get("public", {}))
+        return (reply,)
+
+    simulate(workplace(tmp_path / "all"), deliver=network)
+    assert seen == {"train_s", "encrypt_s", "open_s", "epsilon"}
+    seen.clear()
+    simulate(workplace(tmp_path / "none", "federation.public=[]"), deliver=network)
+    assert seen == set()
+
+
 def test_running_twice_on_the_same_sites_spends_twice(tmp_path):
     roomy = ["simulation.site_epsilon=10"]
     first = simulate(workplace(tmp_path, *roomy))["sites"][0]["epsilon"]
