@@ -57,6 +57,8 @@ def join(site: Site, order: Envelope) -> bytes:
         raise TrustError("the cohort lists sites that are not on the roster, or one twice, or leaves this one out")
     records = site.training_records
     consent(site.settings.policy, plan, cohort, len(records))
+    if records.features.shape[1:] != plan.model.inputs or records.labels.max() >= plan.model.classes:
+        raise ProtocolError("the plan's model.inputs or model.classes do not fit this site's records")
     initial = ModelState.initial(parameters_of(build(plan.model)))
     run = SiteRun.create(site.directory / "runs", order.run, plan, cohort, initial)
     state = run.state()

@@ -125,6 +125,7 @@ def _site_settings(simulation: Simulation, name: str) -> SiteSettings:
             require_encryption=simulation.encryption.preset != "none",
             require_privacy=privacy.mode != "none",
             model_factories=(simulation.model.factory,) if ":" in simulation.model.factory else (),
+            max_weights=2**31,
         ),
         simulation.simulation.insecure_randomness,
     )
