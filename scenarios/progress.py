@@ -32,33 +32,33 @@ class Progress:
         if self._live:
             self._live.update(self._table(), refresh=True)
         else:
-            cells = [f"{name} {cell}" for name, cell in zip(_HEADINGS, _cells(record, self._rounds), strict=True)]
+            cells = [f"{name} {cell}".replace("\n", "") for name, cell in _cells(record, self._rounds).items()]
             self._console.print("  ".join(cells), highlight=False, soft_wrap=True)
 
     def _table(self) -> Table:
-        table = Table(title=None, box=None, header_style="bold")
-        for heading in _HEADINGS:
+        table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))
+        rows = [_cells(record, self._rounds) for record in self._seen[-_SHOWN:]]
+        for heading in rows[-1]:
             table.add_column(heading, justify="right", no_wrap=True)
-        for record in self._seen[-_SHOWN:]:
-            table.add_row(*_cells(record, self._rounds))
+        for row in rows:
+            table.add_row(*row.values())
         return table
 
 
-_HEADINGS = ("round", "loss", "score", "epsilon", "train", "encrypt", "sum", "open", "left out")
-
-
-def _cells(record: Mapping[str, Any], rounds: int) -> tuple[str, ...]:
-    metrics, epsilon = record.get("metrics", {}), record.get("epsilon", {})
+def _cells(record: Mapping[str, Any], rounds: int) -> dict[str, str]:
+    metrics, epsilon, sent = record.get("metrics", {}), record.get("epsilon", {}), record.get("bytes_up", {})
     name = "auc" if "auc" in metrics else "accuracy"
     score = metrics.get(name)
-    return (
-        f"{record['round']}/{rounds}",
-        f"{metrics['loss']['value']:.3f}" if "loss" in metrics else "-",
-        f"{name} {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" if score else "-",
-        _range(list(epsilon.values())) if any(epsilon.values()) else "-",
-        *(f"{record.get(phase, 0.0) * 1000:.0f} ms" for phase in ("train_s", "encrypt_s", "sum_s", "open_s")),
-        ", ".join(left["site"] for left in record.get("left_out", [])) or "none",
-    )
+    phases = ("train_s", "encrypt_s", "sum_s", "unmask_s", "open_s")
+    return {
+        "round": f"{record['round']}/{rounds}",
+        "loss": f"{metrics['loss']['value']:.3f}" if "loss" in metrics else "-",
+        name: f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" if score else "-",
+        "epsilon": _range(list(epsilon.values())) if any(epsilon.values()) else "-",
+        "kB/site": f"{max(sent.values()) / 1000:.0f}" if sent else "-",
+        "ms: train/seal\n/sum/lift/open": "/".join(f"{record.get(phase, 0.0) * 1000:.0f}" for phase in phases),
+        "left out": ", ".join(left["site"] for left in record.get("left_out", [])) or "-",
+    }
 
 
 def _range(values: list[float]) -> str:

@@ -83,6 +83,7 @@ class Rounds(Strategy):
             "sites": sorted(self.collecting.received),
             "left_out": [{"site": left.site, "reason": left.code, "message": left.message} for left in self.left_out],
             "epsilon": self.epsilon,
+            "bytes_up": {site: link.bytes_up for site, link in sorted(self.links.by_site.items())},
         }
         self.store.record_round(record)
         self.on_round(record)
