@@ -140,9 +140,9 @@ class Coordinator:
 
     def share_key(self) -> None:
         maker = min(self.joined)
-        self.made = self.ask(maker, "make_key", 0, {"joined": self.joined}).hex()
+        self.made_key = self.ask(maker, "make_key", 0, {"joined": self.joined}).hex()
         for name in self.joined:
-            self.ask(name, "install_key", 0, {"joined": self.joined, "made": self.made})
+            self.ask(name, "install_key", 0, {"joined": self.joined, "made": self.made_key})
 
     def model_hash(self, name: str) -> str:
         run = runs.SiteRun.open(self.directories[name] / "runs", self.store.run)

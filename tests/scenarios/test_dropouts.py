@@ -76,7 +76,7 @@ class MaskedRounds:
         overrides = (f"encryption.threshold={threshold}", "federation.rounds=100000", "federation.min_cohort=3")
         overrides = (*overrides, "privacy.epsilon=1000", "privacy.noise_multiplier=100", "training.sample_rate=0.01")
         self.played = Coordinator.ready(place, names, *overrides)
-        self.played.store.keep_ceremony({"joined": self.played.joined, "made": self.played.made})
+        self.played.store.keep_ceremony({"joined": self.played.joined, "made": self.played.made_key})
         self.weather = Weather(seed, chance=0.15)
         self.random = random.Random(seed)
         self.size = 4

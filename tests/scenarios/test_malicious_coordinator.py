@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def begun(joined, tmp_path):
     copied = joined.copy(tmp_path / "run")
-    copied.joined, copied.made = joined.joined, joined.made
+    copied.joined, copied.made_key = joined.joined, joined.made_key
     return copied
 
 
@@ -350,7 +350,7 @@ def test_a_swapped_exchange_key_is_refused(begun):
     answers = dict(begun.joined)
     swapped = {**answers, ADLER: answers[BIRKE]}
     for name in (ADLER, CEDAR):
-        code, message = begun.refused(name, "install_key", 0, {"joined": swapped, "made": begun.made})
+        code, message = begun.refused(name, "install_key", 0, {"joined": swapped, "made": begun.made_key})
         assert (code, message) == (
             "TrustError",
             "an exchange key is not signed by the site that it is said to be from",
@@ -359,13 +359,13 @@ def test_a_swapped_exchange_key_is_refused(begun):
     body = json.loads(mine.body) | {"exchange": "11" * 32}
     forged = encode(dataclasses.replace(mine, body=to_json(body), sender=COORDINATOR), begun.store.identity).hex()
     for shown in ({**answers, ADLER: forged}, {**answers, "mallory": forged}):
-        assert begun.refused(CEDAR, "install_key", 0, {"joined": shown, "made": begun.made})[0] == "TrustError"
+        assert begun.refused(CEDAR, "install_key", 0, {"joined": shown, "made": begun.made_key})[0] == "TrustError"
 
 
 def test_exchange_keys_once_shown_never_change(begun):
     """Not even to fewer sites: shares would be sealed for nobody."""
     fewer = {name: begun.joined[name] for name in (ADLER, BIRKE, CEDAR)}
-    code, message = begun.refused(ADLER, "install_key", 0, {"joined": fewer, "made": begun.made})
+    code, message = begun.refused(ADLER, "install_key", 0, {"joined": fewer, "made": begun.made_key})
     assert (code, message) == ("TrustError", "the coordinator shows other exchange keys than before")
 
 
@@ -374,7 +374,7 @@ def test_an_exchange_key_of_another_run_is_refused(begun, tmp_path):
     other.store = type(other.store).create(begun.place.out / "coordinator", begun.store.plan)
     other.join()
     mixed = {**begun.joined, BIRKE: other.joined[BIRKE]}
-    code, message = begun.refused(ADLER, "install_key", 0, {"joined": mixed, "made": begun.made})
+    code, message = begun.refused(ADLER, "install_key", 0, {"joined": mixed, "made": begun.made_key})
     assert (code, message) == ("TrustError", "a relayed answer belongs to another run")
 
 

@@ -72,7 +72,7 @@ def edited(edit: Callable[[dict[str, Any]], object]) -> Change:
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory):
     made = Coordinator.ready(tmp_path_factory.mktemp("joined") / "run")
-    made.store.keep_ceremony({"joined": made.joined, "made": made.made})
+    made.store.keep_ceremony({"joined": made.joined, "made": made.made_key})
     return made
 
 
