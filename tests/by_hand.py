@@ -132,8 +132,9 @@ class Coordinator:
 
     # The steps of an honest run.
 
-    def join_order(self) -> dict[str, Any]:
-        return {"plan": to_table(self.store.plan), "cohort": self.names}
+    def join_order(self, **changes: Any) -> dict[str, Any]:
+        """changes: tables of the plan."""
+        return {"plan": to_table(self.store.plan) | changes, "cohort": self.names}
 
     def join(self, names: Iterable[str] | None = None) -> None:
         self.joined = {name: self.ask(name, "join", 0, self.join_order()).hex() for name in names or self.names}

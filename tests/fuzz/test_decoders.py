@@ -20,11 +20,12 @@ import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from safetensors.numpy import save
 
 from client.site import Site, SiteSettings
 from common.append_log import AppendLog
 from common.config import fill, load_table, to_table
-from common.errors import FederationError
+from common.errors import FederationError, TrustError
 from common.federation import Plan
 from common.he.ciphertexts import Aggregate, Ciphertext
 from common.he.keys import unwrap, wrap
@@ -42,7 +43,7 @@ from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, pla
 from scenarios.simulation import Simulation
 from server.aggregate_encrypted import BlindSum
 from server.round import refusal_of
-from tests.by_hand import NAMES, TINY, Coordinator
+from tests.by_hand import NAMES, TINY, Coordinator, workplace
 from tests.fuzz.mutations import bytes_like, json_like, tables_like
 
 INPUTS = int(os.environ.get("VEILFED_FUZZ", "2500"))
@@ -111,7 +112,16 @@ def test_json_bodies():
         assert to_json(from_json(data)) == data
 
     fuzz(json_like(tables), decoder)
-    fuzz(st.from_type(type).flatmap(lambda _: st.text()) | st.none() | st.integers(), from_hex, 0.01)
+    spellings = [
+        b'{"a":"\\ud800"}',
+        b'{"a":1, "b":2}',
+        b'{"b":1,"a":2}',
+        b'{"a":1,"a":1}',
+        b'{"a":1.0}',
+        b'{"a":1e999}',
+    ]
+    fuzz(bytes_like(spellings), decoder, 0.02)
+    fuzz(st.text() | st.none() | st.integers() | st.binary(), from_hex, 0.01)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -212,6 +222,18 @@ def test_model_states(memory):
     huge = json.dumps({"model": {"dtype": "F32", "shape": [2**60], "data_offsets": [0, 2**62]}}).encode()
     promise = len(huge).to_bytes(8, "little") + huge
     fuzz(bytes_like([good, promise, (2**60).to_bytes(8, "little") + good[8:]]), decoder)
+    vectors = {name: np.zeros(3, np.float32) for name in ("model", "velocity", "tail_sum")}
+    counters = np.array([1, 0])
+    for odd in (
+        {"counters": np.array([np.inf, 0.0])},
+        {"counters": np.array([-1, 0])},
+        {"counters": np.array([1, 2, 3])},
+        {"model": np.zeros(3)},
+        {"model": np.zeros((3, 1), np.float32)},
+        {"velocity": np.zeros(2, np.float32)},
+    ):
+        with pytest.raises(TrustError):
+            decoder(save({"counters": counters, **vectors, **odd}))
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -246,7 +268,8 @@ def test_settings(memory, into):
     site = {"name": "a", "data": {"name": "d", "loader": "m:f"}, "policy": {"epsilon": 1.0, "delta": 1e-5}}
     tables = {Simulation: [to_table(Simulation()), TINY], SiteSettings: [site], Plan: [to_table(Plan())]}[into]
     fuzz(tables_like(tables), lambda table: fill(into, table), 0.02)
-    texts = [tomli_w.dumps(table).encode() for table in tables] + [b"a = " + b"[" * 5000, b"x = 1" + b"0" * 400]
+    texts = [tomli_w.dumps(table).encode() for table in tables]
+    texts += [b"a = " + b"[" * 5000, b"[privacy]\nepsilon = 1" + b"0" * 400]
     fuzz(bytes_like(texts), written(memory / "file.toml", lambda path: fill(into, load_table(path))), 0.02)
     assert tomllib.loads(texts[0].decode())
 
@@ -273,7 +296,7 @@ def orders(played: Coordinator, action: str) -> list[dict[str, Any]]:
     wanted = played.wanted(NAMES, total)
     agreed = [played.send(name, "agree", played.order(2, wanted)).hex() for name in NAMES]
     return {
-        "join": [played.join_order()],
+        "join": [played.join_order(), *(played.join_order(model=model) for model in GREEDY)],
         "make_key": [{"joined": played.joined}],
         "install_key": [{"joined": played.joined, "made": played.made_key}],
         "offer": [{}],
@@ -286,6 +309,13 @@ def orders(played: Coordinator, action: str) -> list[dict[str, Any]]:
     }[action]
 
 
+GREEDY = (
+    {"factory": "mlp", "inputs": [3], "classes": 2, "hidden": [2**26, 2**26], "seed": 0},
+    {"factory": "mlp", "inputs": [3], "classes": 2, "hidden": [2**20] * 3, "seed": 0},
+    {"factory": "logistic", "inputs": [2**40], "classes": 2, "hidden": [], "seed": 0},
+    {"factory": "cnn", "inputs": [3, 2**16, 2**16], "classes": 2**20, "hidden": [], "seed": 0},
+    {"factory": "os:system", "inputs": [3], "classes": 2, "hidden": [], "seed": 0},
+)
 ACTIONS = ("join", "make_key", "install_key", "offer", "train", "agree", "unmask", "stand_in", "release", "apply")
 
 
@@ -321,6 +351,17 @@ def test_orders(played, action):
     )
     runs = st.sampled_from([b"", bytes(16), b"n" * 16])
     fuzz(st.tuples(json_like(orders(played, action)), kinds, numbers, runs), decoder)
+
+
+def test_readable_orders(memory):
+    readable = Coordinator(workplace(memory / "readable", NAMES, "encryption.preset=none"))
+    readable.join()
+
+    def decoder(sent: tuple[bytes, int]) -> None:
+        answered(readable, "train", readable.order(sent[1], sent[0], kind=Kind.READABLE_ORDER))
+
+    models = [np.zeros(size, "<f4").tobytes() for size in (7, 8, 9)] + [np.full(8, np.nan, "<f4").tobytes()]
+    fuzz(st.tuples(bytes_like(models), st.sampled_from([0, 1, 2, 4, 2**32 - 1])), decoder, 0.02)
 
 
 def test_orders_whose_envelope_is_broken(played):
