@@ -6,6 +6,7 @@ process over three steps, above what it held when model and batch were ready (on
 """
 
 import gc
+import itertools
 import json
 import os
 import resource
@@ -240,7 +241,7 @@ def _parts() -> list[dict[str, Any]]:
     features, labels = torch.randn(60_000, 784), torch.randint(0, 10, (60_000,))
     rows, answers, rate = features.numpy(), labels.numpy(), 256 / 60_000
     loader = DPDataLoader(TensorDataset(features, labels), sample_rate=rate)
-    batches: Iterator[Any] = iter(loader)
+    batches: Iterator[Any] = itertools.chain.from_iterable(itertools.repeat(loader))  # epoch after epoch
 
     def own_batch() -> tuple[Tensor, Tensor]:
         chosen = poisson_batch(len(answers), rate, randomness)
