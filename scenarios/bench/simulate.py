@@ -58,17 +58,19 @@ def federation(work: Work, private: bool) -> dict[str, Any]:
 def _measure(system: str, work: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="veilfed-bench-") as place:
         environment = os.environ | OFFLINE | _ONE_THREAD | {"FLWR_HOME": place}
-        started = time.perf_counter()
-        child = subprocess.Popen(
-            _command(system, work, Path(place)),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if system not in _PEERS else subprocess.DEVNULL,
-            text=True,
-        )
+        started, peer = time.perf_counter(), system in _PEERS
+        report = Path(place, "report.json")  # a file: nobody reads it while the rounds are watched
+        with report.open("w") as file:
+            child = subprocess.Popen(
+                _command(system, work, Path(place)),
+                env=environment,
+                stdout=subprocess.PIPE if peer else file,
+                stderr=subprocess.DEVNULL if peer else subprocess.PIPE,
+                text=True,
+            )
         memory = _Memory(child.pid)
         with memory:
-            stream = child.stdout if system in _PEERS else child.stderr
+            stream = child.stdout if peer else child.stderr
             assert stream is not None  # noqa: S101 - a pipe was asked for
             lines = []
             first = 0.0
@@ -76,11 +78,10 @@ def _measure(system: str, work: str) -> dict[str, float]:
                 if re.match(r"round 1[ /]", line):
                     first = time.perf_counter() - started
                 lines.append(line)
-            output = child.stdout.read() if system not in _PEERS and child.stdout else ""
             child.wait()
         if child.returncode != 0:
             raise RuntimeError(f"{system} on {work} ended with exit code {child.returncode}: {''.join(lines[-5:])}")
-        seconds = list(_round_seconds(lines, output))
+        seconds = list(_round_seconds(lines, report.read_text()))
         return {
             "seconds_per_round": statistics.median(seconds[1:] or seconds),
             "first_round_s": first,
