@@ -41,7 +41,7 @@ class Kind(IntEnum):
     REFUSAL = 3  # JSON from a site: a reason code and a sentence
     UPDATE = 4  # model hash 32 | ciphertext
     AGGREGATE = 5  # JSON head with the signed list of sites, then the summed ciphertext
-    RELEASE = 6  # model vector, float64 little-endian
+    RELEASE = 6  # model vector, float32 little-endian
     OFFER = 9  # JSON: a site's mask key and commitment for one round
     READABLE_ORDER = 7  # model vector, float32 little-endian
     READABLE_UPDATE = 8  # update vector, float32 little-endian

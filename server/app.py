@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.config import to_table
-from common.errors import FederationError, ProtocolError, TrustError
+from common.errors import FederationError, InvalidUpdate, ProtocolError, TrustError
 from common.he.parameters import choose_scheme
 from common.model_state import ModelState
 from common.models import build, parameters_of
@@ -129,7 +129,7 @@ def _take_release(links: Links, store: RunStore, rounds: Rounds) -> None:
     """The final model, when the plan reveals it: all sites that answer must have signed the same bytes."""
     if isinstance(rounds, ReadableRounds):
         store.keep_release(rounds.state.released)
-    elif store.plan.federation.reveal != "never":
+    elif isinstance(rounds, EncryptedRounds) and store.plan.federation.reveal != "never":
         ready = dict.fromkeys(links.at_round(rounds.closed), _order(store, {}))
         answers = links.exchange("query.release", ready, rounds.closed, ROUND_TIMEOUT_SECONDS)
         models = {
@@ -142,7 +142,10 @@ def _take_release(links: Links, store: RunStore, rounds: Rounds) -> None:
             raise too_few(rounds.closed, 0, 1, failed)
         if len(models) > 1:
             raise TrustError(f"the sites released {len(models)} different models")
-        store.keep_release(np.frombuffer(models.pop(), "<f4"))
+        model = models.pop()
+        if len(model) != 4 * rounds.length:
+            raise InvalidUpdate(f"a model of {len(model)} bytes was released, {4 * rounds.length} were expected")
+        store.keep_release(np.frombuffer(model, "<f4"))
 
 
 def _order(store: RunStore, body: Mapping[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from common.errors import ProtocolError, TrustError
+from common.errors import ProtocolError, TrustError, WireError
 from common.he.ciphertexts import Ciphertext
 from common.he.parameters import Scheme
 from common.roster import COORDINATOR
@@ -93,10 +93,9 @@ class EncryptedRounds(Rounds):
 
     def _applied(self, number: int, answers: Mapping[str, Reply | LeftOut]) -> None:
         for site, answer in answers.items():
-            if isinstance(answer, Reply):
+            if isinstance(answer, Reply) and (version := _version_after(answer.envelope, number)):
                 link = self.links.by_site[site]
-                link.round_number = number
-                link.model_hash = str(from_json(answer.envelope.body).get("model_hash"))
+                link.round_number, link.model_hash = number, version
                 self.seconds["open_s"] += answer.metrics.get("open_s", 0.0)
         self._common_version(number)
         applied = len(self.links.at_round(number))
@@ -112,3 +111,13 @@ class EncryptedRounds(Rounds):
         if len(versions) > 1:
             raise TrustError(f"after round {number} the sites hold different models: {sorted(versions.values())}")
         return next(iter(versions), "")
+
+
+def _version_after(envelope: Envelope, number: int) -> str | None:
+    """The model's hash in a site's answer to the sum of that round; None when it says anything else."""
+    if (envelope.kind, envelope.round_number) != (Kind.ANSWER, number):
+        return None
+    try:
+        return str(from_json(envelope.body).get("model_hash"))
+    except WireError:
+        return None

@@ -16,9 +16,11 @@ from safetensors.numpy import load_file
 from client import masking
 from client.app import app as client_app
 from client.runs import SiteRun
-from common.errors import CohortTooSmall, ProtocolError
+from common.errors import CohortTooSmall, ProtocolError, TrustError
+from common.keystore import load_secret
 from common.masking import Published
-from common.wire import Kind, decode
+from common.signing import Identity
+from common.wire import Envelope, Kind, decode, encode
 from scenarios.engines import run_local
 from scenarios.grid import LocalGrid
 from scenarios.simulation import Workplace
@@ -271,6 +273,32 @@ def whole_runs(memory: Path, runs: int, preset: str) -> Counter[str]:
 
 def test_runs_with_random_losses_end_with_the_model_of_their_survivors(memory):
     assert whole_runs(memory, 4, "precise")
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"{}", b"[]", None])
+def test_one_site_whose_answers_to_the_sum_are_nonsense_or_old_stops_nobody(memory, body):
+    place = workplace(memory / "run", NAMES, "federation.min_cohort=3")
+    store, stale = RunStore.open(place.run), []
+    signer = Identity.from_private_bytes(load_secret(place.sites[1] / "identity.key", None))
+
+    def deliver(reply: Message) -> Iterable[Message]:
+        about = reply.metadata
+        if about.message_type != "evaluate" or about.src_node_id != 3:
+            return (reply,)
+        array = reply.content.array_records["veilfed"]["envelope"]
+        stale.append(array.data)
+        answer = Envelope(Kind.ANSWER, store.run, int(about.group_id), store.plan_hash, NAMES[1], body or b"")
+        data = stale[0] if body is None else encode(answer, signer)
+        array.data, array.shape = data, (len(data),)
+        return (reply,)
+
+    if body == b"{}":  # it says that it holds no model at all: not a site to go on with unseen
+        with pytest.raises(TrustError, match="different models"):
+            run_local(place.run, list(place.sites), lambda record: None, deliver)
+        return
+    run_local(place.run, list(place.sites), lambda record: None, deliver)
+    expected = readable_model(memory / "readable", summed(place), "federation.min_cohort=3")
+    assert np.abs(load_file(place.run / "released.safetensors")["model"] - expected).max() < 12 / (2**15 - 1)
 
 
 @pytest.mark.slow

@@ -489,6 +489,28 @@ def test_code_that_the_sites_policy_does_not_name_is_never_imported(begun):
     assert "'tests.common.bomb:build'" in message
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"factory": "mlp", "hidden": [2**26, 2**26]}, "weights"),
+        ({"inputs": [2**40]}, "weights"),
+        ({"inputs": [4]}, "do not fit"),
+        ({"inputs": []}, "do not fit"),
+        ({"inputs": [3], "classes": 0}, "do not fit"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_never_built(tmp_path, joined, change, reason):
+    """Neither a site's records nor its memory: nothing of the kind is allocated or trained."""
+    table = to_table(joined.store.plan)
+    table["model"] |= change
+    attacked = joined.copy(tmp_path / "run")
+    settings = attacked.directories[ADLER] / "site.toml"
+    settings.write_text(settings.read_text().replace("max_weights = 2147483648", "max_weights = 1000000"))
+    body, plan = {"plan": table, "cohort": attacked.names}, fill(Plan, table)
+    code, message = attacked.refused(ADLER, "join", 0, body, run=bytes(16), plan=plan_hash(plan))
+    assert (code, reason in message) == ("ProtocolError", True), message
+
+
 def test_a_readable_order_gets_no_update_from_an_encrypted_plan(begun):
     model = bytes(4 * begun.length)
     code, message = begun.refused(ADLER, "train", 1, model, kind=Kind.READABLE_ORDER)
