@@ -275,6 +275,21 @@ def test_runs_with_random_losses_end_with_the_model_of_their_survivors(memory):
     assert whole_runs(memory, 4, "precise")
 
 
+def test_a_round_short_of_the_threshold_fixes_no_list_that_no_site_would_open(memory):
+    """Two of four are enough for min_cohort but not to lift masks: else the run could never go on."""
+    place = workplace(memory / "run", NAMES, "federation.min_cohort=2")
+
+    def deliver(reply: Message) -> Iterable[Message]:
+        about = reply.metadata
+        return () if (about.message_type, about.group_id) == ("train", "2") and about.src_node_id > 3 else (reply,)
+
+    with pytest.raises(ProtocolError, match="round 2 stopped: 2 of at least 3"):
+        run_local(place.run, list(place.sites), lambda record: None, deliver)
+    assert not RunStore.open(place.run).has_sum(2)
+    run_local(place.run, list(place.sites), lambda record: None)
+    assert summed(place) == dict.fromkeys((1, 2, 3), NAMES)
+
+
 @pytest.mark.parametrize("body", [b"\xff", b"{}", b"[]", None])
 def test_one_site_whose_answers_to_the_sum_are_nonsense_or_old_stops_nobody(memory, body):
     place = workplace(memory / "run", NAMES, "federation.min_cohort=3")

@@ -228,6 +228,13 @@ def test_a_second_sum_of_the_same_list_is_another_list(attack):
     assert attack.refused(ADLER, "agree", 2, attack.wanted(attack.names, b"other"))[0] == "TrustError"
 
 
+def test_a_site_that_has_sent_nothing_agrees_to_nothing(attack):
+    """Not even when it has seen the offers: its update would come after its self seed."""
+    (run_of(attack, ADLER).directory / "update-000002").unlink()
+    code, message = attack.refused(ADLER, "agree", 2, attack.wanted(attack.names, b"sum"))
+    assert (code, message) == ("WrongRound", "this site sent nothing in round 2")
+
+
 @pytest.mark.parametrize(
     "received",
     [[ADLER, ADLER, BIRKE, CEDAR], [CEDAR, BIRKE, ADLER], [ADLER, BIRKE, "mallory"], [ADLER, BIRKE, COORDINATOR]],
