@@ -4,6 +4,11 @@ A vector fills one ciphertext after the other; within one, its first values fill
 the next the second slot. The last ciphertext uses only as many coefficients as it needs, a multiple of 64, and only
 those travel: a coefficient of c0 is of no use but for its own.
 
+The last GUARDS coefficients of every ciphertext stay zero, and a sum in which they are not does not open. BFV is
+malleable: a coordinator could add K to the second polynomial of a sum, which adds K times the secret key to what opens,
+and read the key off the model that is released. Whoever does not know the ternary key leaves 32 guards zero with chance
+3^-32, and has one try a run: sites open one sum a round.
+
 Bit layout of `n` words of `width` bits (one ciphertext, one prime): lanes = 64 / gcd(64, width) consecutive runs of
 n / lanes words; the first words of all runs fill the first column of width * lanes / 64 little-endian 64-bit integers,
 lowest bits first, and so on. Integer k of every column is stored together. So a whole run is one numpy operation,
@@ -18,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InvalidUpdate
-from common.he.parameters import Scheme
+from common.he.parameters import GUARDS, Scheme
 
 Words = NDArray[np.uint64]
 Integers = NDArray[np.int64]
@@ -67,24 +72,24 @@ def pack_slots(values: Integers, block: Block, scheme: Scheme) -> Words:
     offset = 1 << (scheme.value_bits - 1)
     if values.min() < -offset or values.max() >= offset:
         raise InvalidUpdate(f"a value does not fit {scheme.value_bits} bits")
-    rows, used = block.shape
-    padding = rows * scheme.slots * used - values.size
+    rows, filled = block.shape[0], block.used - GUARDS
+    padding = rows * scheme.slots * filled - values.size
     padded = np.concatenate([values, np.full(padding, -offset)]) if padding else values
     coefficients = np.zeros(block.shape, np.int64)
-    for slot, part in enumerate(np.moveaxis(padded.reshape(rows, scheme.slots, used), 1, 0)):
-        coefficients |= (part + offset) << (slot * scheme.slot_bits)
+    for slot, part in enumerate(np.moveaxis(padded.reshape(rows, scheme.slots, filled), 1, 0)):
+        coefficients[:, :filled] |= (part + offset) << (slot * scheme.slot_bits)
     return coefficients.view(np.uint64)
 
 
 def unpack_slots(coefficients: Words, sites: int, scheme: Scheme, values: Integers) -> bool:
     """Write the sum of one block of `sites` vectors; False when no such sum gives these coefficients."""
-    rows, used = coefficients.shape
+    rows, filled = coefficients.shape[0], coefficients.shape[1] - GUARDS
     mask, most = np.uint64((1 << scheme.slot_bits) - 1), sites * ((1 << scheme.value_bits) - 1)
-    whole = values.size == rows * scheme.slots * used
-    totals = values if whole else np.empty(rows * scheme.slots * used, np.int64)
-    for slot, part in enumerate(np.moveaxis(totals.reshape(rows, scheme.slots, used), 1, 0)):
-        np.bitwise_and(coefficients >> np.uint64(slot * scheme.slot_bits), mask, out=part.view(np.uint64))
-    if totals.max() > most or totals[values.size :].any():
+    whole = values.size == rows * scheme.slots * filled
+    totals = values if whole else np.empty(rows * scheme.slots * filled, np.int64)
+    for slot, part in enumerate(np.moveaxis(totals.reshape(rows, scheme.slots, filled), 1, 0)):
+        np.bitwise_and(coefficients[:, :filled] >> np.uint64(slot * scheme.slot_bits), mask, out=part.view(np.uint64))
+    if totals.max() > most or totals[values.size :].any() or coefficients[:, filled:].any():
         return False
     np.subtract(totals[: values.size], sites << (scheme.value_bits - 1), out=values)
     return True

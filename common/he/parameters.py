@@ -15,6 +15,7 @@ from common.federation import require
 
 SEED_BYTES = 64  # one seed per ciphertext stands for its whole second polynomial
 LANE_WORDS = 64  # words are packed in multiples of this, so that any width fills whole 64-bit integers
+GUARDS = 32  # coefficients of every ciphertext that stay zero: see packing.py
 MAX_SITES = 1024
 SAFE_FAILURE_LOG2 = -100.0
 _NOISE_VARIANCE = 10.5  # SEAL's centred binomial of 21 coin pairs
@@ -93,14 +94,14 @@ class Scheme:
 
     @property
     def values_per_ciphertext(self) -> int:
-        return self.ring_degree * self.slots
+        return (self.ring_degree - GUARDS) * self.slots
 
     def ciphertexts(self, length: int) -> int:
         """How many ciphertexts hold `length` values."""
         return -(-length // self.values_per_ciphertext)
 
     def coefficients(self, length: int) -> int:
-        """How many coefficients `length` values fill: all of every ciphertext but the last, there only what is used."""
+        """How many coefficients travel for `length` values: all of every ciphertext, of the last what is used."""
         return _coefficients(length, self.ring_degree, self.slots)
 
     def message_bytes(self, length: int) -> int:
@@ -137,6 +138,7 @@ class Scheme:
     def fingerprint(self) -> bytes:
         """SHA-256 over everything that two parties must share to understand each other's bytes (32 bytes)."""
         shape = (self.ring_degree, *self.primes, self.value_bits, self.headroom_bits, self.slots, self.dropped_bits)
+        shape = (*shape, GUARDS)
         return hashlib.sha256(f"veilfed-bfv-1:{','.join(map(str, shape))}".encode()).digest()
 
 
@@ -195,7 +197,7 @@ def _cheapest(sites: int, value_bits: int, parameters: int, failure_log2: float)
                 continue
             if sum(bits) <= _SECURE_MODULUS_BITS[ring][0]:
                 size = _coefficients(parameters, ring, slots) * words // 8
-                size += -(-parameters // (ring * slots)) * SEED_BYTES
+                size += -(-parameters // ((ring - GUARDS) * slots)) * SEED_BYTES
                 candidates.append((size, ring, sum(bits), bits, slots, dropped))
     for _, ring, _, bits, slots, dropped in sorted(candidates):
         scheme = Scheme(f"{value_bits}-bit, {1 << headroom} sites", ring, bits, value_bits, headroom, slots, dropped)
@@ -205,8 +207,9 @@ def _cheapest(sites: int, value_bits: int, parameters: int, failure_log2: float)
 
 
 def _coefficients(length: int, ring_degree: int, slots: int) -> int:
-    full, rest = divmod(length, ring_degree * slots)
-    return full * ring_degree + -(-rest // (slots * LANE_WORDS)) * LANE_WORDS
+    full, rest = divmod(length, (ring_degree - GUARDS) * slots)
+    used = -(-rest // slots) + GUARDS if rest else 0
+    return full * ring_degree + -(-used // LANE_WORDS) * LANE_WORDS
 
 
 @cache

@@ -17,13 +17,15 @@ from common.append_log import AppendLog
 from common.config import fill, to_table
 from common.errors import ProtocolError
 from common.federation import Plan
-from common.he.ciphertexts import Aggregate, Ciphertext
-from common.he.scheme import expand_seeds, open_sum
+from common.he.ciphertexts import Aggregate, Ciphertext, from_dense, round_words, to_dense
+from common.he.packing import blocks
+from common.he.scheme import PRESETS, CohortKey, encrypt, expand_seeds, open_sum
 from common.keystore import load_secret
 from common.masking import Lifting, Published
 from common.roster import COORDINATOR
 from common.signing import Identity
 from common.wire import Kind, encode, from_hex, plan_hash, to_json
+from server.aggregate_encrypted import BlindSum
 from tests.by_hand import NAMES, Coordinator, restart
 
 ADLER, BIRKE, CEDAR, DORN = NAMES
@@ -142,6 +144,26 @@ def test_sums_cannot_be_tried_out_on_a_site(attack):
         wanted = attack.wanted(attack.names, one_as_many(attack, BIRKE, 4))
         code, message = attack.refused(name, "agree", 2, wanted)
         assert (code, message) == ("TrustError", "this site has agreed on another sum or list for round 2")
+
+
+@pytest.mark.parametrize("amount", [1, 1 << 10, -(1 << 14)])
+@pytest.mark.parametrize("place", [0, 1, 4095])
+def test_a_sum_with_a_crafted_second_polynomial_does_not_open(amount, place):
+    """It would open to the true sum plus `amount` times the secret key, for the coordinator to read off the model."""
+    scheme = PRESETS["compact"]
+    key, length = CohortKey.generate(scheme), 2 * scheme.values_per_ciphertext
+    total = BlindSum(scheme, length)
+    for _ in range(3):
+        total.add(encrypt(np.zeros(length, np.int64), key))
+    honest = total.result()
+    assert (open_sum(honest, key) == 0).all()
+    (prime,), (block,) = scheme.primes, blocks(scheme, length)
+    words = from_dense(honest.c1, block.whole(scheme), scheme, scheme.dropped_bits_down)
+    words[1, 0, place] = (int(words[1, 0, place]) + amount * (prime >> scheme.plain_modulus_bits)) % prime
+    round_words(words, scheme.dropped_bits_down)
+    crafted = dataclasses.replace(honest, c1=to_dense(words, scheme, scheme.dropped_bits_down).tobytes())
+    with pytest.raises(ProtocolError, match="does not open"):
+        open_sum(crafted, key)
 
 
 # Rounds are not replayed, skipped or prolonged.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import InvalidUpdate
 from common.he.packing import add_packed, blocks, largest_word, pack_slots, pack_words, unpack_slots, unpack_words
-from common.he.parameters import PRESETS, Scheme
+from common.he.parameters import GUARDS, PRESETS, Scheme
 
 COMPACT = PRESETS["compact"]
 
@@ -65,7 +65,8 @@ def test_blocks_cover_every_value_and_coefficient_once(length: int, ring_and_slo
         assert edges[-1] == end
     assert all(block.shape[0] * block.used == block.coefficients.stop - block.coefficients.start for block in found)
     assert all(block.used == ring for block in found[:-1])
-    assert scheme.coefficients(length) - length / slots < 64
+    assert scheme.coefficients(length) - length / slots < 64 + GUARDS * scheme.ciphertexts(length)
+    assert scheme.coefficients(length) - length / slots >= GUARDS * scheme.ciphertexts(length)
 
 
 @settings(max_examples=50, deadline=None)
@@ -94,12 +95,16 @@ def test_values_that_do_not_fit_are_refused(bad: int) -> None:
 def test_what_no_cohort_could_have_sent_does_not_unpack() -> None:
     (block,) = blocks(COMPACT, 100)
     coefficients = pack_slots(np.zeros(100, np.int64), block, COMPACT)
-    assert coefficients.shape == (1, 64)
+    assert coefficients.shape == (1, 128)
     values = np.empty(100, np.int64)
     assert unpack_slots(coefficients, 1, COMPACT, values)
     padding = coefficients.copy()
-    padding[0, 60] |= np.uint64(1 << COMPACT.slot_bits)  # values 100 to 127 of this block do not exist
+    padding[0, 60] |= np.uint64(1 << COMPACT.slot_bits)  # values 100 to 191 of this block do not exist
     assert not unpack_slots(padding, 1, COMPACT, values)
+    for guard in range(128 - GUARDS, 128):
+        disturbed = coefficients.copy()
+        disturbed[0, guard] = 1
+        assert not unpack_slots(disturbed, 64, COMPACT, values)
     too_large = coefficients.copy()
     too_large[0, 0] = 1 << 16
     assert not unpack_slots(too_large, 1, COMPACT, values)

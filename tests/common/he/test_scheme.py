@@ -118,7 +118,7 @@ def test_every_encryption_is_fresh() -> None:
     first, second = (encrypt(values, COMPACT) for _ in range(2))
     assert first.seeds != second.seeds
     assert np.count_nonzero(np.frombuffer(first.c0, "<u8") == np.frombuffer(second.c0, "<u8")) == 0  # chance 50 / 2^64
-    long = encrypt(np.zeros(5 * 8192, np.int64), COMPACT).seeds
+    long = encrypt(np.zeros(5 * COMPACT.scheme.values_per_ciphertext, np.int64), COMPACT).seeds
     assert len({long[start : start + 64] for start in range(0, len(long), 64)}) == 5
 
 
