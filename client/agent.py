@@ -87,8 +87,11 @@ def _act(site: Site, action: str, order: Envelope) -> Answer:
             return Answer(sealed.data, _declared(joined(site, order), public))
         case "apply", Kind.AGGREGATE:
             data, seconds = local_round.apply_aggregate(site, order)
-            return Answer(data, _declared(joined(site, order), {"open_s": seconds}))
-        case (("agree" | "unmask" | "stand_in"), Kind.ORDER):
+            run = joined(site, order)
+            return Answer(data, _declared(run, {"open_s": seconds, "epsilon": local_round.spent(site, run)}))
+        case "agree", Kind.ORDER:
+            return Answer(local_round.agree(site, order))
+        case (("unmask" | "stand_in"), Kind.ORDER):
             return Answer(getattr(masking, action)(site, joined(site, order), order))
         case "release", Kind.ORDER:
             return Answer(local_round.release(site, order))

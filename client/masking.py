@@ -100,7 +100,7 @@ def unmask(site: Site, run: SiteRun, order: Envelope) -> bytes:
     seeds = _pair_seeds(site, run, number, mask_key)
     pairs = {name: seed.hex() for name, seed in seeds.items() if name not in opening.sites}
     body: dict[str, Any] = {"self": self_seed.hex(), "pairs": pairs}
-    if number < run.plan.federation.rounds:
+    if number < run.plan.last_round:
         body["next"] = offer(site, run, number + 1)
     return _answer(site, run, number, body)
 
@@ -144,7 +144,7 @@ def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) ->
     vanished = {gone for _, gone in lifting.broken_pairs}
     if set(lifting.self_seeds) != set(opening.sites) or not vanished <= set(run.cohort):
         raise ProtocolError("the sum and what lifts its masks do not agree")
-    count, bits = coefficients(run.scheme, state.model.size), run.scheme.plain_modulus_bits
+    count, bits = coefficients(run.scheme, run.layout(number).length), run.scheme.plain_modulus_bits
     return masks_left_in_sum(lifting.self_seeds, lifting.broken_pairs, count, bits)
 
 
@@ -152,7 +152,7 @@ def require_list(site: Site, run: SiteRun, sites: Sequence[str]) -> None:
     """Raises TrustError for a list that is not in order or not of this cohort, CohortTooSmall for a short one."""
     if list(sites) != sorted(set(sites)) or not set(sites) <= set(run.cohort):
         raise TrustError("the list of summed sites is out of order, doubled, or not part of the cohort")
-    required = max(run.plan.federation.min_cohort, site.settings.policy.min_cohort, _threshold(run))
+    required = max(run.plan.smallest_sum(len(run.cohort)), site.settings.policy.min_cohort)
     if len(sites) < required:
         raise CohortTooSmall(f"a sum of {len(sites)} sites is not opened, {required} are required")
 

@@ -6,7 +6,7 @@ Every function takes the site and a verified order and returns what may leave. T
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +16,23 @@ from client import masking
 from client.policy import consent
 from client.runs import SiteRun
 from client.site import Site
-from client.train import Trained, planned_events, train
+from client.train import Trained, train, unit_sensitivity
 from common.config import fill
+from common.dp.cost import planned_events, round_events
+from common.dp.events import DpEvent
+from common.dp.noise_shares import NoiseGrid, NoiseShares
 from common.errors import InvalidUpdate, ProtocolError, TrustError, WrongRound
+from common.evaluators.counts import tally
 from common.federation import ModelSettings, Plan
 from common.he.ciphertexts import Aggregate
 from common.he.keys import unwrap, wrap
+from common.he.packing import Integers
 from common.he.quantize import dequantize_sum, quantize
 from common.he.scheme import CohortKey, encrypt, open_sum
 from common.masking import Published, names
 from common.model_state import ModelState, advance
-from common.models import build, load_parameters, parameters_of
-from common.updates import clip
+from common.models import build, load_parameters, parameters_of, predict
+from common.updates import Vector, clip
 from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, plan_hash, to_json
 
 if TYPE_CHECKING:
@@ -55,13 +60,15 @@ def join(site: Site, order: Envelope) -> bytes:
         raise ProtocolError("the plan is not the one whose hash the order carries")
     if site.name not in cohort or not set(cohort) <= set(site.roster.sites) or len(set(cohort)) != len(cohort):
         raise TrustError("the cohort lists sites that are not on the roster, or one twice, or leaves this one out")
-    records = site.training_records
+    records, held_out = site.training_records, site.held_out_records
     consent(site.settings.policy, plan, cohort, len(records))
-    if records.features.shape[1:] != plan.model.inputs or records.labels.max() >= plan.model.classes:
+    largest_label = max(records.labels.max(), held_out.labels.max(initial=0))
+    if records.features.shape[1:] != plan.model.inputs or largest_label >= plan.model.classes:
         raise ProtocolError("the plan's model.inputs or model.classes do not fit this site's records")
     initial = ModelState.initial(parameters_of(build(plan.model)))
     run = SiteRun.create(site.directory / "runs", order.run, plan, cohort, initial)
     state = run.state()
+    _require_noise_that_fits(run)
     _require_budget_for_rest(site, run, state)
     return _answer(
         site,
@@ -131,17 +138,24 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
     if from_json(order.body).get("model_hash") != state.model_hash.hex():
         raise TrustError("the coordinator expects another model than the one this site holds")
     masking.accept_offers(site, run, order)
-    trained, epsilon = train_and_charge(site, run.plan, run.run, number, state.model)
+    bill = round_events(run.plan, number, len(run.cohort), run.plan.smallest_sum(len(run.cohort)))
+    _require_budget(site, run, number, bill)
+    parts, seconds, encrypt_seconds = [], 0.0, 0.0
+    if run.plan.trains(number):
+        trained = train_and_charge(site, run, number, state.model, bill)
+        seconds, started = trained.seconds, time.perf_counter()
+        parts.append(_update_in_integers(site, run, number, trained))
+        encrypt_seconds = time.perf_counter() - started
+    if run.plan.measures(number):
+        parts.append(count_and_charge(site, run, number, state, bill))
     started = time.perf_counter()
-    clipped = clip(trained.update, run.plan.privacy.max_update_norm)
-    rounding = site.randomness("rounding", number).uniform(clipped.values.size)
-    packed = quantize(clipped, run.scheme.value_bits, rounding)
-    masks = masking.mask(site, run, number, packed.values.size)
-    ciphertext = encrypt(packed.values, run.cohort_key(), masks)
+    values = np.concatenate(parts)
+    masks = masking.mask(site, run, number, values.size)
+    ciphertext = encrypt(values, run.cohort_key(), masks)
     body = state.model_hash + ciphertext.encode()
     data = encode(Envelope(Kind.UPDATE, run.run, number, run.plan_hash, site.name, body), site.identity)
     run.keep_sealed_update(number, data)
-    return SealedUpdate(data, trained.seconds, time.perf_counter() - started, epsilon)
+    return SealedUpdate(data, seconds, encrypt_seconds + time.perf_counter() - started, spent(site, run))
 
 
 def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
@@ -157,30 +171,29 @@ def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
     if len(order.body) % 4:
         raise InvalidUpdate("the model in the order is no vector of float32")
     model = np.frombuffer(order.body, "<f4")
-    trained, epsilon = train_and_charge(site, run.plan, run.run, number, model)
+    bill = round_events(run.plan, number, len(run.cohort), len(run.cohort))
+    _require_budget(site, run, number, bill)
+    trained = train_and_charge(site, run, number, model, bill)
     update = clip(trained.update, run.plan.privacy.max_update_norm).values if private else trained.update
     envelope = Envelope(Kind.READABLE_UPDATE, run.run, number, run.plan_hash, site.name, update.astype("<f4").tobytes())
     data = encode(envelope)
     if private:
         run.keep_sealed_update(number, data)
-    return SealedUpdate(data, trained.seconds, 0.0, epsilon)
+    return SealedUpdate(data, trained.seconds, 0.0, spent(site, run))
 
 
-def train_and_charge(site: Site, plan: Plan, run: bytes, round_number: int, model: np.ndarray) -> tuple[Trained, float]:
-    """One round of local training, paid for on disk before it is returned, and the ledger's epsilon after it.
+Bill = Mapping[str, tuple[DpEvent, ...]]
 
-    A round that is already in the ledger has been paid but never left this site (else its sealed update would
-    be there): it is trained again at no further charge.
+
+def train_and_charge(site: Site, run: SiteRun, number: int, model: np.ndarray, bill: Bill) -> Trained:
+    """One round of local training, paid for on disk before it is returned.
+
+    bill: what the round costs, by purpose; with noise in shares, at most. A round that is in the ledger has been paid
+    but never left this site (else its sealed update would be there): it is trained again at no further charge.
     """
-    events = planned_events(plan.training, plan.privacy, plan.privacy.noise_multiplier)
-    ledger = site.ledger if events else None
-    paid = ledger is None or ledger.charged(run.hex(), round_number)
-    if ledger and not paid:
-        ledger.require(events)
+    plan, records = run.plan, site.training_records
     network = _network(plan.model)
     load_parameters(network, model)
-    records = site.training_records
-    randomness = site.randomness("train", round_number)
     trained = train(
         network,
         records.features,
@@ -188,15 +201,36 @@ def train_and_charge(site: Site, plan: Plan, run: bytes, round_number: int, mode
         plan.training,
         plan.privacy,
         plan.privacy.noise_multiplier,
-        randomness,
+        site.randomness("train", number),
     )
-    if ledger and not paid:
-        ledger.charge(run.hex(), round_number, trained.events)
-    return trained, ledger.epsilon if ledger else 0.0
+    _charge(site, run, number, bill, "train")
+    return trained
+
+
+def count_and_charge(site: Site, run: SiteRun, number: int, state: ModelState, bill: Bill) -> Integers:
+    """How the model does on this site's held-out records: noised counts, paid for on disk before they are returned."""
+    plan, records = run.plan, site.held_out_records
+    network = _network(plan.model)
+    load_parameters(network, state.released)
+    counts = tally(predict(network, records.features), records.labels)
+    normal = site.randomness("metrics", number).gaussian(counts.size, 1.0, np.float64)
+    _charge(site, run, number, bill, "metrics")
+    return run.metrics_code.encode(counts, normal)
+
+
+def agree(site: Site, order: Envelope) -> bytes:
+    """This site's signature under one list and sum of the round; what was reserved for it is settled for that list."""
+    run, number = joined(site, order), order.round_number
+    answer = masking.agree(site, run, order)
+    if run.plan.privacy.in_shares:
+        summed = len(names(from_json(order.body), "received"))
+        for purpose, events in round_events(run.plan, number, len(run.cohort), summed).items():
+            site.ledger.settle(run.run.hex(), number, events, purpose)
+    return answer
 
 
 def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
-    """Aggregate -> opened, applied -> answer {round, model hash}, and the seconds it took to open."""
+    """Aggregate -> opened, applied -> answer {round, model hash, counts in it}, and the seconds it took to open."""
     run = joined(site, order)
     state = run.state()
     seconds = 0.0
@@ -205,29 +239,43 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
         masking.require_list(site, run, published.sites)
         started = time.perf_counter()
         masks = masking.masks_in(site, run, order, published)
-        aggregate = Aggregate.decode(run.scheme, state.model.size, published.total)
+        aggregate = Aggregate.decode(run.scheme, run.layout(order.round_number).length, published.total)
         if aggregate.sites != len(published.sites):
             raise ProtocolError("the sum and the list of its sites do not agree")
         total = open_sum(aggregate, run.cohort_key(), masks)
-        summed = dequantize_sum(total, run.plan.privacy.max_update_norm, run.scheme.value_bits)
-        seconds = time.perf_counter() - started
-        state = advance(state, summed / len(published.sites), run.plan.training, run.plan.federation.rounds)
+        layout = run.layout(order.round_number)
+        if layout.counts:
+            run.keep_counts(order.round_number, total[layout.update :])
+        if layout.update:
+            mean = _update_in_model_units(run, total[: layout.update]) / len(published.sites)
+            seconds = time.perf_counter() - started
+            state = advance(state, mean, run.plan.training, run.plan.federation.rounds)
+        else:
+            state = replace(state, round_number=order.round_number)
         run.keep_state(state)
         masking.forget(run, order.round_number)
     elif order.round_number != state.round_number:
         raise WrongRound(f"the aggregate is of round {order.round_number}, this site has applied {state.round_number}")
-    return _answer(site, run, {"round": state.round_number, "model_hash": state.model_hash.hex()}), seconds
+    body: dict[str, Any] = {"round": state.round_number, "model_hash": state.model_hash.hex()}
+    if "metrics" in run.plan.federation.public and (counts := run.counts(order.round_number)):
+        body["counts"] = counts
+    return _answer(site, run, body), seconds
 
 
 def release(site: Site, order: Envelope) -> bytes:
     """The model, signed, when the plan says that the coordinator may have it."""
     run = joined(site, order)
     state, plan = run.state(), run.plan.federation
-    if plan.reveal == "never" or (plan.reveal == "final" and state.round_number != plan.rounds):
+    if plan.reveal == "never" or (plan.reveal == "final" and state.round_number != run.plan.last_round):
         raise ProtocolError(f"the plan does not reveal the model now (federation.reveal = {plan.reveal!r})")
     body = state.released.astype("<f4").tobytes()
     envelope = Envelope(Kind.RELEASE, run.run, state.round_number, run.plan_hash, site.name, body)
     return encode(envelope, site.identity)
+
+
+def spent(site: Site, run: SiteRun) -> float:
+    """What the data set has lost by now, at the delta of the site's own policy; 0 in a run without privacy."""
+    return site.ledger.epsilon if run.plan.privacy.mode != "none" else 0.0
 
 
 def joined(site: Site, order: Envelope) -> SiteRun:
@@ -235,8 +283,8 @@ def joined(site: Site, order: Envelope) -> SiteRun:
     run = SiteRun.open(site.directory / "runs", order.run)
     if order.plan != run.plan_hash:
         raise TrustError("the order carries another plan than the one this site joined")
-    if order.round_number > run.plan.federation.rounds:
-        raise WrongRound(f"round {order.round_number} of a plan for {run.plan.federation.rounds} rounds")
+    if order.round_number > run.plan.last_round:
+        raise WrongRound(f"round {order.round_number} of a plan for {run.plan.last_round} rounds")
     return run
 
 
@@ -246,15 +294,60 @@ def _network(settings: ModelSettings) -> "nn.Module":
     return build(settings)
 
 
+def _require_noise_that_fits(run: SiteRun) -> None:
+    """Raises ConfigError when shares of noise would be too small for the integers that carry them."""
+    if run.plan.metrics.every:
+        _ = run.metrics_code
+    if run.plan.privacy.in_shares:
+        _noise_grid(run)
+
+
 def _require_budget_for_rest(site: Site, run: SiteRun, state: ModelState) -> None:
-    events = planned_events(run.plan.training, run.plan.privacy, run.plan.privacy.noise_multiplier)
-    if not events:
-        return
-    ledger = site.ledger
-    rounds = range(state.round_number + 1, run.plan.federation.rounds + 1)
-    unpaid = sum(1 for number in rounds if not ledger.charged(run.run.hex(), number))
+    cohort = len(run.cohort)
+    unpaid = [
+        number
+        for number in range(state.round_number + 1, run.plan.last_round + 1)
+        if not all(_paid(site, run, number, purpose) for purpose in round_events(run.plan, number, cohort, cohort))
+    ]
+    if events := planned_events(run.plan, len(run.cohort), unpaid):
+        site.ledger.require(events)
+
+
+def _require_budget(site: Site, run: SiteRun, number: int, bill: Bill) -> None:
+    """Before any work is done for it: that what is not yet paid of the round's bill can be."""
+    unpaid = [event for purpose, events in bill.items() if not _paid(site, run, number, purpose) for event in events]
     if unpaid:
-        ledger.require(tuple(events) * unpaid)
+        site.ledger.require(unpaid)
+
+
+def _charge(site: Site, run: SiteRun, number: int, bill: Bill, purpose: str) -> None:
+    if purpose in bill and not _paid(site, run, number, purpose):
+        site.ledger.charge(run.run.hex(), number, bill[purpose], purpose)
+
+
+def _paid(site: Site, run: SiteRun, number: int, purpose: str) -> bool:
+    return site.ledger.charged(run.run.hex(), number, purpose)
+
+
+def _update_in_integers(site: Site, run: SiteRun, number: int, trained: Trained) -> Integers:
+    clipped, bits = clip(trained.update, run.plan.privacy.max_update_norm), run.scheme.value_bits
+    randomness = site.randomness("rounding", number)
+    if run.plan.privacy.in_shares:
+        return _noise_grid(run).noised(clipped.values, randomness.gaussian(clipped.values.size, 1.0, np.float64))
+    return quantize(clipped, bits, randomness.uniform(clipped.values.size)).values
+
+
+def _update_in_model_units(run: SiteRun, total: Integers) -> Vector:
+    if run.plan.privacy.in_shares:
+        return total * _noise_grid(run).step
+    return dequantize_sum(total, run.plan.privacy.max_update_norm, run.scheme.value_bits)
+
+
+def _noise_grid(run: SiteRun) -> NoiseGrid:
+    privacy = run.plan.privacy
+    noise = privacy.noise_multiplier * unit_sensitivity(run.plan.training, privacy)
+    share = NoiseShares(len(run.cohort), privacy.colluding).share(noise)
+    return NoiseGrid(run.scheme.value_bits, privacy.max_update_norm, share)
 
 
 def _exchange_keys(site: Site, run: SiteRun, joined: Mapping[str, Any]) -> dict[str, bytes]:

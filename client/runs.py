@@ -9,10 +9,13 @@ from common.config import fill, to_table
 from common.errors import ProtocolError, TrustError
 from common.federation import Plan
 from common.files import write_atomically
+from common.he.packing import Integers
 from common.he.parameters import Scheme, choose_scheme
 from common.he.scheme import CohortKey
 from common.he.sealing import ExchangeKey
 from common.keystore import load_secret, save_secret
+from common.layout import Layout, longest
+from common.metrics import MetricsCode
 from common.model_state import ModelState
 from common.wire import from_hex, from_json, plan_hash, to_json
 
@@ -59,7 +62,18 @@ class SiteRun:
 
     @cached_property
     def scheme(self) -> Scheme:
-        return choose_scheme(self.plan.encryption.preset, len(self.cohort), self.state().model.size)
+        return choose_scheme(self.plan.encryption.preset, len(self.cohort), longest(self.plan, self._parameters))
+
+    @cached_property
+    def metrics_code(self) -> MetricsCode:
+        return MetricsCode.of(self.plan, len(self.cohort), self.scheme.value_bits)
+
+    def layout(self, round_number: int) -> Layout:
+        return Layout.of(self.plan, self._parameters, round_number)
+
+    @cached_property
+    def _parameters(self) -> int:
+        return self.state().model.size
 
     @property
     def has_cohort_key(self) -> bool:
@@ -92,6 +106,14 @@ class SiteRun:
     def keep_state(self, state: ModelState) -> None:
         write_atomically(self.directory / "state", state.to_bytes())
 
+    def counts(self, round_number: int) -> list[int]:
+        """The opened sum of that round's counts, in integer steps; none when it had none."""
+        path = self._counts(round_number)
+        return list(from_json(path.read_bytes())["counts"]) if path.exists() else []
+
+    def keep_counts(self, round_number: int, totals: Integers) -> None:
+        write_atomically(self._counts(round_number), to_json({"counts": totals.tolist()}))
+
     def sealed_update(self, round_number: int) -> bytes | None:
         """What this site sent, or was about to send, in that round."""
         path = self._outbox(round_number)
@@ -101,6 +123,9 @@ class SiteRun:
         """On disk before it is sent: whoever asks again gets these very bytes, never a second release."""
         write_atomically(self._outbox(round_number), data)
         self._outbox(round_number - 1).unlink(missing_ok=True)
+
+    def _counts(self, round_number: int) -> Path:
+        return self.directory / f"counts-{round_number:06d}"
 
     def _outbox(self, round_number: int) -> Path:
         return self.directory / f"update-{round_number:06d}"

@@ -1,8 +1,8 @@
-"""One site's local training: the update and what it cost come back together."""
+"""One site's local training: from records and a model to an update. What it costs: `common/dp/cost.py`."""
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from client.clipping import PROBES, clipped_sum_for
 from client.clipping_modes import ClippedSum
 from client.sampling import poisson_batch
-from common.dp.events import DpEvent, PoissonGaussian
 from common.errors import ConfigError
 from common.federation import PrivacySettings, TrainingSettings
 from common.models import flat, trainable
@@ -26,20 +25,21 @@ _SPACINGS = 64  # noise must spread over at least so many steps of the numbers i
 
 @dataclass(frozen=True)
 class Trained:
-    """update: (num_parameters,) float64, new minus old. events: what it cost. seconds: wall time."""
+    """update: (num_parameters,) float64, new minus old; with noise in shares it has none yet. seconds: wall time."""
 
-    update: Vector
-    events: tuple[DpEvent, ...]
+    update: Vector = field(repr=False)
     seconds: float
 
 
-def planned_events(
-    training: TrainingSettings, privacy: PrivacySettings, noise_multiplier: float
-) -> tuple[DpEvent, ...]:
-    """What one round of `train` will cost, known before it starts; () without privacy."""
-    if privacy.mode == "none":
-        return ()
-    return (PoissonGaussian(noise_multiplier, training.sample_rate, training.local_steps),)
+def unit_sensitivity(training: TrainingSettings, privacy: PrivacySettings) -> float:
+    """L2 distance that one unit of privacy can move an update whose noise comes in shares (model units).
+
+    `distributed`: one record's clipped gradient, on its way into the weights. `site`: from any bounded update to any
+    other. Projecting an update onto a ball or a box moves no two updates apart, so neither raises this.
+    """
+    if privacy.mode == "distributed":
+        return privacy.max_grad_norm * training.learning_rate / training.lot_size
+    return 2 * privacy.max_update_norm
 
 
 def train(
@@ -56,19 +56,19 @@ def train(
     With `privacy.mode` "local" each of `local_steps` steps releases no more than the sum of the gradients of a
     Poisson batch, each of L2 norm `max_grad_norm` at most, plus Gaussian noise of standard deviation
     noise_multiplier * max_grad_norm; all that follows is computed from that. The sum is divided by the public
-    `lot_size`, so neither the batch's size nor n shows.
+    `lot_size`, so neither the batch's size nor n shows. With "distributed" the one step is taken without that noise,
+    and with "site" all steps are plain: such an update must not leave before its share of noise is on it.
     Reference: Abadi et al. 2016, arXiv:1607.00133.
     """
     started = time.perf_counter()
-    events = planned_events(training, privacy, noise_multiplier)
     parameters = trainable(model)
     before = flat(parameters)
     if not model.training:
         model.train()
-    if privacy.mode == "none" and training.sampling == "shuffle":
+    if privacy.mode in ("none", "site") and training.sampling == "shuffle":
         _train_on_shuffled(model, parameters, features, labels, training, randomness)
         update = flat(parameters) - before
-    elif privacy.mode == "none":
+    elif privacy.mode in ("none", "site"):
         descent = Descent(model, training)
         _train_on_lots(partial(_gradient_sum, model), descent, features, labels, training, randomness)
         update = descent.weights - before
@@ -78,10 +78,11 @@ def train(
         descent = Descent(model, training)
         probes = _batch(features, labels, np.arange(min(PROBES, len(labels))), descent.device)
         with clipped_sum_for(model, privacy.max_grad_norm, *probes) as clipped:
-            noised = partial(noised_sum, clipped, noise_std, randomness)
-            _train_on_lots(noised, descent, features, labels, training, randomness)
+            local = privacy.mode == "local"
+            gradient_sum = partial(noised_sum, clipped, noise_std, randomness) if local else clipped.of
+            _train_on_lots(gradient_sum, descent, features, labels, training, randomness)
         update = descent.weights - before
-    return Trained(update, events, time.perf_counter() - started)
+    return Trained(update, time.perf_counter() - started)
 
 
 class Descent:

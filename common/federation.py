@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Literal
 
 from common.errors import ConfigError
+from common.soundness import refuse_unsound
 
 _MOST_TIMES = 100_000  # a plan is somebody else's word: how long it can keep a site busy is bounded
 
@@ -91,19 +92,25 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class PrivacySettings:
-    """Per-record differential privacy at each site, add/remove neighbours.
+    """Differential privacy: what is protected, and who adds the noise.
 
-    epsilon, delta: what one record may lose over the whole run. `noise_multiplier` 0 means: calibrate the
+    mode `local`: each site noises each of its steps by itself, so that its update protects its records from everybody.
+    `distributed`: each site adds a share of the noise to the clipped gradients of one step, and only the sum protects
+    them: less noise, as much as a trusted centre would add. `site`: shares again, for whole sites; the unit is one
+    site's data set, replaced by any other. `none`: nothing is protected.
+    epsilon, delta: what one unit may lose over the whole run. `noise_multiplier` 0 means: calibrate the
     smallest one that fits. max_grad_norm: L2 bound of one record's gradient. max_update_norm: L2 bound of
     one site's update; it also fixes the public scale of the integers that travel.
+    colluding: with shares, how many sites may tell theirs to one another; each always knows its own.
     """
 
-    mode: Literal["local", "none"] = "local"
+    mode: Literal["local", "distributed", "site", "none"] = "local"
     epsilon: float = 3.0
     delta: float = 1e-3
     noise_multiplier: float = 0.0
     max_grad_norm: float = 1.0
     max_update_norm: float = 10.0
+    colluding: int = 1
 
     def __post_init__(self) -> None:
         require(0 < self.epsilon < math.inf, "privacy.epsilon", self.epsilon, "positive and finite")
@@ -118,6 +125,12 @@ class PrivacySettings:
         require(
             0 < self.max_update_norm < math.inf, "privacy.max_update_norm", self.max_update_norm, "positive and finite"
         )
+        require(self.colluding >= 1, "privacy.colluding", self.colluding, "1 or more: a site knows its own share")
+
+    @property
+    def in_shares(self) -> bool:
+        """Whether one site's noise is not enough by itself."""
+        return self.mode in ("distributed", "site")
 
 
 @dataclass(frozen=True)
@@ -149,19 +162,43 @@ class FederationSettings:
 
     reveal: `never` (the coordinator holds encrypted aggregates only), `final` (the sites sign a release of the
     last model to its registry) or `every-round`. public: the numbers that sites may send readable beside their
-    sealed answers; everything else stays at the site.
+    sealed answers (`metrics`: the opened sums, never one site's); everything else stays at the site.
     """
 
     name: str = "federation"
     rounds: int = 10
     min_cohort: int = 2
     reveal: Literal["never", "final", "every-round"] = "final"
-    public: tuple[Literal["seconds", "epsilon"], ...] = ("seconds", "epsilon")
+    public: tuple[Literal["seconds", "epsilon", "metrics"], ...] = ("seconds", "epsilon", "metrics")
 
     def __post_init__(self) -> None:
         require(bool(self.name), "federation.name", self.name, "a non-empty name")
         require(1 <= self.rounds <= _MOST_TIMES, "federation.rounds", self.rounds, f"1 to {_MOST_TIMES}")
         require(self.min_cohort >= 2, "federation.min_cohort", self.min_cohort, "2 or more")
+
+
+@dataclass(frozen=True)
+class MetricsSettings:
+    """Counts of right and wrong predictions on held-out records, summed under encryption beside the updates.
+
+    every: measure the model after every so many rounds, and the final one in a round of its own (0: never).
+    noise_multiplier: noise standard deviation over what one record changes in all counts together.
+    largest_count: a count at one site saturates here; it fixes the public scale of the integers that travel.
+    """
+
+    every: int = 0
+    noise_multiplier: float = 10.0
+    largest_count: int = 1000
+
+    def __post_init__(self) -> None:
+        require(self.every >= 0, "metrics.every", self.every, "0 or more")
+        require(
+            0.01 <= self.noise_multiplier <= 1e5,
+            "metrics.noise_multiplier",
+            self.noise_multiplier,
+            "0.01 to 100,000",
+        )
+        require(self.largest_count >= 1, "metrics.largest_count", self.largest_count, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -173,11 +210,26 @@ class Plan:
     training: TrainingSettings = field(default_factory=TrainingSettings)
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     encryption: EncryptionSettings = field(default_factory=EncryptionSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     def __post_init__(self) -> None:
-        if self.privacy.mode != "none" and self.training.sampling != "poisson":
-            raise ConfigError(
-                f"training.sampling = {self.training.sampling!r} is not possible with privacy.mode = "
-                f"{self.privacy.mode!r}",
-                "allowed: 'poisson', the sampling that the accountant's amplification theorem is about",
-            )
+        refuse_unsound(self)
+
+    @property
+    def last_round(self) -> int:
+        """Rounds of training, and one more where the final model is measured."""
+        return self.federation.rounds + (self.metrics.every > 0)
+
+    def trains(self, round_number: int) -> bool:
+        return round_number <= self.federation.rounds
+
+    def measures(self, round_number: int) -> bool:
+        """Whether that round carries counts: of the model as it was before the round."""
+        if not self.metrics.every:
+            return False
+        done = round_number - 1
+        return done == self.federation.rounds or (done > 0 and done % self.metrics.every == 0)
+
+    def smallest_sum(self, cohort: int) -> int:
+        """The fewest of `cohort` sites whose sum is ever opened."""
+        return max(self.federation.min_cohort, self.encryption.threshold_of(cohort))

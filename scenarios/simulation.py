@@ -15,6 +15,8 @@ from client.policy import SitePolicy
 from client.site import Site, SiteData, SiteSettings
 from common.config import fill, to_table
 from common.dp.accounting import calibrate_noise
+from common.dp.cost import planned_events
+from common.dp.events import DpEvent
 from common.errors import ConfigError
 from common.federation import Plan, require
 from common.files import write_atomically
@@ -60,7 +62,7 @@ class Simulation(Plan):
 
     @property
     def plan(self) -> Plan:
-        return Plan(self.federation, self.model, self.training, self.privacy, self.encryption)
+        return Plan(self.federation, self.model, self.training, self.privacy, self.encryption, self.metrics)
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,15 @@ def _fitted(simulation: Simulation, sites: list[Site]) -> Plan:
         smallest = min(len(part) for part in records)
         require(privacy.delta * smallest < 1, "privacy.delta", privacy.delta, f"below 1/{smallest}, the smallest site")
         if not privacy.noise_multiplier:
-            steps = simulation.federation.rounds * simulation.training.local_steps
-            noise = calibrate_noise(privacy, simulation.training.sample_rate, steps)
-            privacy = replace(privacy, noise_multiplier=noise)
+            privacy = replace(privacy, noise_multiplier=_calibrated(simulation.plan, len(sites)))
     return replace(simulation.plan, model=model, privacy=privacy)
+
+
+def _calibrated(plan: Plan, cohort: int) -> float:
+    """The least noise with which the whole run, counts included, fits the plan's own epsilon."""
+
+    def cost(noise_multiplier: float) -> tuple[DpEvent, ...]:
+        noisy = replace(plan, privacy=replace(plan.privacy, noise_multiplier=noise_multiplier))
+        return planned_events(noisy, cohort, range(1, plan.last_round + 1))
+
+    return calibrate_noise(plan.privacy, cost)

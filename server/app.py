@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.config import to_table
 from common.errors import FederationError, InvalidUpdate, ProtocolError, TrustError
 from common.he.parameters import choose_scheme
+from common.layout import longest
 from common.model_state import ModelState
 from common.models import build, parameters_of
 from common.roster import COORDINATOR
@@ -57,7 +58,7 @@ def coordinate(grid: Grid, store: RunStore, on_round: OnRound) -> Outcome:
     links = Links(grid, store.roster)
     joined = _join(links, store)
     rounds = _rounds(links, store, joined, on_round)
-    rest = store.plan.federation.rounds - rounds.closed
+    rest = store.plan.last_round - rounds.closed
     if rest > 0:
         rounds.start(grid, ArrayRecord(), num_rounds=rest, timeout=ROUND_TIMEOUT_SECONDS)
     _take_release(links, store, rounds)
@@ -100,8 +101,9 @@ def _rounds(links: Links, store: RunStore, joined: Mapping[str, str], on_round: 
         closed += 1
     store.fill_gap(closed)
     _share_key(links, store, joined)
-    scheme = choose_scheme(store.plan.encryption.preset, len(store.roster.sites), initial.model.size)
-    return EncryptedRounds(store, links, closed, on_round, scheme, initial.model.size)
+    parameters = initial.model.size
+    scheme = choose_scheme(store.plan.encryption.preset, len(store.roster.sites), longest(store.plan, parameters))
+    return EncryptedRounds(store, links, closed, on_round, scheme, parameters)
 
 
 def _share_key(links: Links, store: RunStore, joined: Mapping[str, str]) -> None:
@@ -143,8 +145,8 @@ def _take_release(links: Links, store: RunStore, rounds: Rounds) -> None:
         if len(models) > 1:
             raise TrustError(f"the sites released {len(models)} different models")
         model = models.pop()
-        if len(model) != 4 * rounds.length:
-            raise InvalidUpdate(f"a model of {len(model)} bytes was released, {4 * rounds.length} were expected")
+        if len(model) != 4 * rounds.parameters:
+            raise InvalidUpdate(f"a model of {len(model)} bytes was released, {4 * rounds.parameters} were expected")
         store.keep_release(np.frombuffer(model, "<f4"))
 
 

@@ -3,15 +3,22 @@
 It never holds the model: the sites open the sum, apply it and answer with the hash of what they hold.
 """
 
+import json
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError, TrustError, WireError
+from common.evaluators.counts import estimates
 from common.he.ciphertexts import Ciphertext
 from common.he.parameters import Scheme
+from common.layout import Layout
+from common.metrics import MetricsCode
 from common.roster import COORDINATOR
 from common.wire import Envelope, Kind, encode, from_json
 from server.aggregate_encrypted import BlindSum
@@ -28,10 +35,10 @@ class EncryptedRounds(Rounds):
     update = Kind.UPDATE
 
     def __init__(
-        self, store: RunStore, links: Links, closed: int, on_round: OnRound, scheme: Scheme, length: int
+        self, store: RunStore, links: Links, closed: int, on_round: OnRound, scheme: Scheme, parameters: int
     ) -> None:
         super().__init__(store, links, closed, on_round)
-        self.scheme, self.length = scheme, length
+        self.scheme, self.parameters = scheme, parameters
         self.relay = MaskRelay(store, links)
         self.required = max(self.required, self.relay.threshold)  # the sites open no sum of fewer
         self.catch_up()
@@ -63,21 +70,26 @@ class EncryptedRounds(Rounds):
     def _check(self, body: bytes) -> None:
         if body[:32].hex() != self.version:
             raise TrustError("the update was trained on another model")
-        Ciphertext.decode(self.scheme, self.length, body[32:])
+        Ciphertext.decode(self.scheme, self._length(self.collecting.round_number), body[32:])
 
     def _combine(self) -> Closed:
         started = time.perf_counter()
-        total = BlindSum(self.scheme, self.length)
+        length = self._length(self.collecting.round_number)
+        total = BlindSum(self.scheme, length)
         for site, body in sorted(self.collecting.received.items()):
             try:
-                total.add(Ciphertext.decode(self.scheme, self.length, body[32:]))
+                total.add(Ciphertext.decode(self.scheme, length, body[32:]))
             except ProtocolError as error:
                 self._refuse(site, error)
         closed = self.collecting.close()
+        self.summed = len(closed.received)
         self.store.keep_sum(closed.round_number, sorted(closed.received), total.result().encode())
         self.seconds["sum_s"] = time.perf_counter() - started
         self._publish(closed.round_number)
         return closed
+
+    def _length(self, number: int) -> int:
+        return Layout.of(self.plan, self.parameters, number).length
 
     def _publish(self, number: int) -> None:
         """Have the masks of the stored sum lifted, and put sum and lifting on disk as the sites will receive them."""
@@ -89,19 +101,39 @@ class EncryptedRounds(Rounds):
         self.seconds["unmask_s"] = time.perf_counter() - started
 
     def _after(self, replies: Iterable[Message]) -> None:
-        self._applied(self.closed, dict(self.links.read(message) for message in replies))
+        counts = self._applied(self.closed, dict(self.links.read(message) for message in replies))
+        self.reported = self._reported(counts)
 
-    def _applied(self, number: int, answers: Mapping[str, Reply | LeftOut]) -> None:
+    def _applied(self, number: int, answers: Mapping[str, Reply | LeftOut]) -> list[Any]:
+        """Take in what the sites say after a sum: the model they hold now, and the counts in it, alike at all."""
+        counts: dict[str, list[str]] = {}
         for site, answer in answers.items():
-            if isinstance(answer, Reply) and (version := _version_after(answer.envelope, number)):
+            if isinstance(answer, Reply) and (said := _said_after(answer.envelope, number)):
                 link = self.links.by_site[site]
-                link.round_number, link.model_hash = number, version
-                self.seconds["open_s"] += answer.metrics.get("open_s", 0.0)
+                link.round_number, link.model_hash = number, str(said.get("model_hash"))
+                counts.setdefault(json.dumps(said.get("counts", [])), []).append(site)
+                self._note(site, answer)
         self._common_version(number)
+        if len(counts) > 1:
+            raise TrustError(f"the sites opened different counts in round {number}: {sorted(counts.values())}")
         applied = len(self.links.at_round(number))
         if number == self.closed and applied < self.plan.federation.min_cohort:
             failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
             raise too_few(number, applied, self.plan.federation.min_cohort, failed)
+        found: list[Any] = json.loads(next(iter(counts), "[]"))
+        return found
+
+    def _reported(self, counts: list[Any]) -> dict[str, Any]:
+        """What the opened counts of this round say of the model before it; nothing when it carried none."""
+        if not counts:
+            return {}
+        expected = Layout.of(self.plan, self.parameters, self.closed).counts
+        if len(counts) != expected or not all(type(count) is int for count in counts):
+            raise WireError(f"{len(counts)} counts were opened in round {self.closed}, the plan carries {expected}")
+        code = MetricsCode.of(self.plan, len(self.store.roster.sites), self.scheme.value_bits)
+        sums = code.decode(np.array(counts, np.int64))
+        found = estimates(sums, self.plan.model.classes, code.noise_in_sum(self.summed))
+        return {name: asdict(estimate) for name, estimate in found.items()}
 
     def _common_version(self, number: int) -> str:
         """The hash of the model that every site holds after that round. Raises TrustError when they differ."""
@@ -113,11 +145,11 @@ class EncryptedRounds(Rounds):
         return next(iter(versions), "")
 
 
-def _version_after(envelope: Envelope, number: int) -> str | None:
-    """The model's hash in a site's answer to the sum of that round; None when it says anything else."""
+def _said_after(envelope: Envelope, number: int) -> dict[str, Any] | None:
+    """A site's answer to the sum of that round; None when it says anything else."""
     if (envelope.kind, envelope.round_number) != (Kind.ANSWER, number):
         return None
     try:
-        return str(from_json(envelope.body).get("model_hash"))
+        return from_json(envelope.body)
     except WireError:
         return None

@@ -72,7 +72,8 @@ class RunStore:
     def fill_gap(self, closed: int) -> None:
         """Record the rounds whose result is on disk but whose record a crash prevented; their times are unknown."""
         for number in range(len(self.rounds()) + 1, closed + 1):
-            self.record_round({"round": number, "seconds": 0.0, "sites": [], "left_out": [], "epsilon": {}})
+            unknown = {"seconds": 0.0, "sites": [], "left_out": [], "epsilon": {}, "reported": {}}
+            self.record_round({"round": number, **unknown})
 
     def aggregate(self, round_number: int) -> bytes:
         return self._aggregate(round_number).read_bytes()

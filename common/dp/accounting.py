@@ -7,7 +7,7 @@ that a question after every round is quick. Every epsilon is about `NEIGHBOURING
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache, reduce
 from typing import Any, Protocol, TypeAlias
 
@@ -51,25 +51,25 @@ class Budget(Protocol):
     def delta(self) -> float: ...
 
 
-def calibrate_noise(budget: Budget, sample_rate: float, steps: int, spent: Iterable[DpEvent] = ()) -> float:
-    """The smallest noise multiplier with which `steps` steps of DP-SGD still fit beside what was `spent`.
+def calibrate_noise(budget: Budget, cost: Callable[[float], Iterable[DpEvent]]) -> float:
+    """The smallest noise multiplier with which all that `cost` says is released at it fits the budget.
 
+    cost: from a noise multiplier to events; more noise must never cost more.
     Guarantee: never over `budget` by this accountant, and at most 0.1 % larger than need be.
     Raises ConfigError when not even a multiplier of 10,000 fits.
     """
-    before = tuple(spent)
 
     def fits(noise_multiplier: float) -> bool:
-        return epsilon((*before, PoissonGaussian(noise_multiplier, sample_rate, steps)), budget.delta) <= budget.epsilon
+        return epsilon(cost(noise_multiplier), budget.delta) <= budget.epsilon
 
     low, high = 0.0, 1.0
     while not fits(high):
         low, high = high, high * 2
         if high > _LARGEST_NOISE:
             raise ConfigError(
-                f"no noise makes {steps} steps at sample rate {sample_rate} fit epsilon {budget.epsilon} at delta "
-                f"{budget.delta}",
-                "allowed: fewer rounds, a lower sample rate, or a budget that was not spent before",
+                f"no noise makes this plan fit epsilon {budget.epsilon} at delta {budget.delta}",
+                "allowed: fewer rounds, a lower sample rate, less of what has a noise of its own (metrics), or a "
+                "budget that was not spent before",
             )
     while low == 0.0 or high > low * 1.001:
         middle = math.sqrt(low * high) if low else high / 2

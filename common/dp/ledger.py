@@ -1,6 +1,8 @@
 """What one data set of one site has lost, over all runs, kept where a restart or a new job cannot forget it.
 
 A charge is on disk before anything it pays for may leave the site. So a crash can overcharge, never undercharge.
+Where a cost depends on what happens later (noise in shares: on who is summed), the charge is a reservation for the
+worst that may happen, and `settle` replaces it, once, by what did.
 """
 
 import math
@@ -55,6 +57,7 @@ class Ledger:
         self._log = log
         self._seen = 0  # entries of the log that the fields below tell of
         self._charges: dict[tuple[str, int, str], Charge] = {}
+        self._settled: set[tuple[str, int, str]] = set()
         self._update()
         if not self._seen:
             raise TrustError(f"{log.path} is empty: not a ledger")
@@ -150,6 +153,27 @@ class Ledger:
             self._log.append(_charge_to_dict(charge))
             self._update()
 
+    def settle(self, run: str, round_number: int, events: Sequence[DpEvent], purpose: str = "train") -> None:
+        """Replace what was reserved for that purpose by `events`, which it came to; asked again, nothing happens.
+
+        Raises PrivacyError when nothing was reserved, or when `events` cost more than that.
+        """
+        charge = Charge(run, round_number, purpose, tuple(events))
+        with self._log.exclusive():
+            self._update()
+            if charge.key in self._settled:
+                return
+            reserved = self._charges.get(charge.key)
+            if reserved is None:
+                raise PrivacyError(f"{purpose} of round {round_number} of run {run} was never charged")
+            if reserved == charge:
+                return
+            delta = self.budget.delta
+            if not accounting.epsilon(charge.events, delta) <= accounting.epsilon(reserved.events, delta):
+                raise PrivacyError(f"{purpose} of round {round_number} of run {run} cost more than was reserved for it")
+            self._log.append({**_charge_to_dict(charge), "kind": "settle"})
+            self._update()
+
     def to_report(self) -> dict[str, object]:
         """What `veilfed site ledger show --json` prints."""
         return {
@@ -190,6 +214,12 @@ class Ledger:
                 if charge.key in self._charges:
                     raise ValueError("charged before")
                 self._charges[charge.key] = charge
+            case "settle" if self._seen:
+                charge = _charge_from_dict(record)
+                if charge.key not in self._charges or charge.key in self._settled:
+                    raise ValueError("settles what was not reserved, or was settled before")
+                self._charges[charge.key] = charge
+                self._settled.add(charge.key)
             case kind:
                 raise ValueError(f"{kind} does not belong here")
 

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from client.train import planned_events, train
-from common.dp.events import PoissonGaussian
+from client.train import train
 from common.errors import ConfigError
 from common.federation import ModelSettings, PrivacySettings, TrainingSettings
 from common.models import build, load_parameters, parameters_of
@@ -158,14 +157,6 @@ def test_the_update_is_new_minus_old_and_the_model_holds_the_new(privacy: Privac
     assert trained.seconds > 0
     np.testing.assert_allclose(before + trained.update, parameters_of(model), atol=1e-6)
     assert all(p.grad is None for p in model.parameters())
-
-
-def test_the_cost_is_known_before_and_the_same_after() -> None:
-    event = PoissonGaussian(noise_multiplier=1.3, sample_rate=0.5, steps=3)
-    assert planned_events(LOTS, LOCAL, 1.3) == (event,)
-    assert train(build(MLP), *records(5), LOTS, LOCAL, 1.3, Randomness.from_os()).events == (event,)
-    assert planned_events(LOTS, NONE, 0.0) == ()
-    assert train(build(MLP), *records(5), LOTS, NONE, 0.0, Randomness.from_os()).events == ()
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan"), float("inf")])

@@ -12,7 +12,11 @@ RECORD = {
     "epsilon": {"cleveland": 2.316, "hungary": 2.316},
     "bytes_up": {"cleveland": 35_400, "hungary": 33_000},
     "left_out": [{"site": "hungary", "reason": "Silent", "message": ""}],
-    "train_s": 0.021, "encrypt_s": 0.024, "sum_s": 0.006, "unmask_s": 0.064, "open_s": 0.019,
+    "train_s": 0.021,
+    "encrypt_s": 0.024,
+    "sum_s": 0.006,
+    "unmask_s": 0.064,
+    "open_s": 0.019,
 }
 
 

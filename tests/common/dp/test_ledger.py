@@ -100,7 +100,7 @@ def test_a_calibrated_run_fits_to_its_last_round_and_not_one_more(path: Path) ->
     statistics = Gaussian(8.0, 2)
     ledger = opened(path)
     ledger.charge("profile", 0, [statistics], "statistics")
-    noise = calibrate_noise(BUDGET, 0.2, 200, ledger.events)
+    noise = calibrate_noise(BUDGET, lambda noise: (*ledger.events, PoissonGaussian(noise, 0.2, 200)))
     per_round = (PoissonGaussian(noise, 0.2, 5),)
     ledger.require(per_round * 40)
     for number in range(40):

@@ -1,0 +1,56 @@
+"""What the rounds of a plan cost one site: events, before anything is released. Pure.
+
+Noise that comes in shares depends on how many sites are summed, which is known only when their list is agreed on. So a
+site reserves for the smallest list there may be and settles for the one there was.
+"""
+
+from collections.abc import Iterable
+
+from common.dp.events import DpEvent, Gaussian, PoissonGaussian
+from common.dp.noise_shares import NoiseShares
+from common.federation import Plan
+
+
+def training_events(plan: Plan, cohort: int, summed: int) -> tuple[DpEvent, ...]:
+    """One round's training, of a site in a cohort, when `summed` sites are added up; () without privacy."""
+    noise, training = plan.privacy.noise_multiplier, plan.training
+    match plan.privacy.mode:
+        case "local":
+            return (PoissonGaussian(noise, training.sample_rate, training.local_steps),)
+        case "distributed":
+            return (PoissonGaussian(noise * _left(plan, cohort, summed), training.sample_rate, 1),)
+        case "site":
+            return (Gaussian(noise * _left(plan, cohort, summed)),)
+        case _:
+            return ()
+
+
+def metric_events(plan: Plan, cohort: int, summed: int) -> tuple[DpEvent, ...]:
+    """One round's counts; () without privacy."""
+    if plan.privacy.mode == "none":
+        return ()
+    return (Gaussian(plan.metrics.noise_multiplier * _left(plan, cohort, summed)),)
+
+
+def round_events(plan: Plan, round_number: int, cohort: int, summed: int) -> dict[str, tuple[DpEvent, ...]]:
+    """What that round releases, by purpose in the ledger."""
+    events: dict[str, tuple[DpEvent, ...]] = {}
+    if plan.trains(round_number):
+        events["train"] = training_events(plan, cohort, summed)
+    if plan.measures(round_number):
+        events["metrics"] = metric_events(plan, cohort, summed)
+    return {purpose: cost for purpose, cost in events.items() if cost}
+
+
+def planned_events(plan: Plan, cohort: int, rounds: Iterable[int]) -> tuple[DpEvent, ...]:
+    """What `rounds` cost together when everybody is there, with one of them still reserved for as few as may be."""
+    numbers = sorted(rounds)
+    attended = [cohort] * len(numbers)
+    if plan.privacy.in_shares and numbers:
+        attended[-1] = plan.smallest_sum(cohort)
+    costs = (round_events(plan, number, cohort, there) for number, there in zip(numbers, attended, strict=True))
+    return tuple(event for cost in costs for events in cost.values() for event in events)
+
+
+def _left(plan: Plan, cohort: int, summed: int) -> float:
+    return NoiseShares(cohort, plan.privacy.colluding).left(summed) if plan.privacy.in_shares else 1.0

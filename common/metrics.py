@@ -1,0 +1,55 @@
+"""Counts of predictions on their way through the encrypted sum: public scale, noise, and back. Pure."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.dp.noise_shares import NoiseGrid, NoiseShares
+from common.evaluators.counts import Counts, sensitivity
+from common.federation import Plan
+
+
+@dataclass(frozen=True)
+class MetricsCode:
+    """What all sites of a cohort do to their counts.
+
+    std: of the noise that one site adds to each count, in counts; 0 where the plan protects nothing.
+    """
+
+    bits: int
+    largest_count: int
+    std: float
+
+    @classmethod
+    def of(cls, plan: Plan, cohort: int, bits: int) -> "MetricsCode":
+        """Raises ConfigError when the noise is too small for the integers that must carry it."""
+        total = plan.metrics.noise_multiplier * sensitivity(plan.model.classes) if plan.privacy.mode != "none" else 0.0
+        if plan.privacy.in_shares:
+            total = NoiseShares(cohort, plan.privacy.colluding).share(total)
+        code = cls(bits, plan.metrics.largest_count, total)
+        if total:
+            code._grid()
+        return code
+
+    @property
+    def step(self) -> float:
+        """Counts per integer."""
+        return self._grid().step if self.std else self.largest_count / ((1 << (self.bits - 1)) - 1)
+
+    def encode(self, counts: Counts, normal: Counts) -> NDArray[np.int64]:
+        """counts, normal: (size,); normal: fresh, secret draws from the standard normal distribution."""
+        if self.std:
+            return self._grid().noised(counts, normal)
+        return np.rint(np.clip(counts, 0, self.largest_count) / self.step).astype(np.int64)
+
+    def decode(self, totals: NDArray[np.int64]) -> Counts:
+        return np.multiply(totals, self.step, dtype=np.float64)
+
+    def noise_in_sum(self, summed: int) -> float:
+        """Standard deviation, in counts, of the noise in a sum over `summed` sites."""
+        return self.std * math.sqrt(summed)
+
+    def _grid(self) -> NoiseGrid:
+        return NoiseGrid(self.bits, float(self.largest_count), self.std)

@@ -1,0 +1,60 @@
+"""Plans that no analysis covers are refused, with the reason and where to read about it. Pure."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from common.federation import Plan
+
+_SHARES = "Kairouz, Liu and Steinke 2021, arXiv:2102.06387"
+_SAMPLING = "Zhu and Wang 2019, arXiv:1812.00984"
+
+
+def refuse_unsound(plan: "Plan") -> None:
+    """Raise ConfigError naming the first combination of settings whose privacy nobody has proved."""
+    for what, allowed, source in _unsound(plan):
+        raise ConfigError(f"{what} is not possible with privacy.mode = {plan.privacy.mode!r}", f"{allowed} ({source})")
+
+
+def _unsound(plan: "Plan") -> Iterator[tuple[str, str, str]]:
+    """(setting, what is allowed and why, source) of everything that does not go together."""
+    training, privacy, encryption = plan.training, plan.privacy, plan.encryption
+    if privacy.mode in ("local", "distributed") and training.sampling != "poisson":
+        yield (
+            f"training.sampling = {training.sampling!r}",
+            "allowed: 'poisson', the sampling that the accountant's amplification theorem is about",
+            _SAMPLING,
+        )
+    if privacy.in_shares and encryption.preset == "none":
+        yield (
+            "encryption.preset = 'none'",
+            "allowed: compact, precise; a readable update carries a share of the noise only, and protects nothing",
+            _SHARES,
+        )
+    if privacy.in_shares and plan.federation.min_cohort <= privacy.colluding:
+        yield (
+            f"privacy.colluding = {privacy.colluding}",
+            f"allowed: below federation.min_cohort = {plan.federation.min_cohort}; else no honest share may be left",
+            _SHARES,
+        )
+    if privacy.mode == "distributed" and training.local_steps != 1:
+        yield (
+            f"training.local_steps = {training.local_steps}",
+            "allowed: 1; noise that only the sum carries protects a sum over records, and a second local step would "
+            "start from gradients without noise",
+            _SHARES,
+        )
+    if privacy.mode == "distributed" and training.momentum:
+        yield (
+            f"training.momentum = {training.momentum}",
+            "allowed: 0; there is one local step: use training.server_momentum, which all sites apply to the sum",
+            "Reddi et al. 2021, arXiv:2003.00295",
+        )
+    if privacy.mode == "site" and plan.metrics.every:
+        yield (
+            f"metrics.every = {plan.metrics.every}",
+            "allowed: 0; counts that hide one record say a lot about a whole site",
+            "McMahan et al. 2018, arXiv:1710.06963, section 2",
+        )
