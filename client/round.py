@@ -21,12 +21,12 @@ from common.config import fill
 from common.errors import InvalidUpdate, ProtocolError, TrustError, WrongRound
 from common.federation import ModelSettings, Plan
 from common.he.ciphertexts import Aggregate
+from common.he.encoding import Encoding, public_scale
 from common.he.keys import unwrap, wrap
-from common.he.quantize import dequantize_sum, quantize
 from common.he.scheme import CohortKey, encrypt, open_sum
 from common.masking import Published, names
 from common.model_state import ModelState, advance
-from common.models import build, load_parameters, parameters_of
+from common.models import build, layer_sizes, load_parameters, parameters_of
 from common.updates import clip
 from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, plan_hash, to_json
 
@@ -59,7 +59,9 @@ def join(site: Site, order: Envelope) -> bytes:
     consent(site.settings.policy, plan, cohort, len(records))
     if records.features.shape[1:] != plan.model.inputs or records.labels.max() >= plan.model.classes:
         raise ProtocolError("the plan's model.inputs or model.classes do not fit this site's records")
-    initial = ModelState.initial(parameters_of(build(plan.model)))
+    network = build(plan.model)
+    public_scale(plan, layer_sizes(network))
+    initial = ModelState.initial(parameters_of(network))
     run = SiteRun.create(site.directory / "runs", order.run, plan, cohort, initial)
     state = run.state()
     _require_budget_for_rest(site, run, state)
@@ -121,7 +123,7 @@ def offer_masks(site: Site, order: Envelope) -> bytes:
 
 
 def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
-    """offers -> records -> DP training -> charge -> clip, quantize -> mask -> encrypt -> seal -> on disk -> out."""
+    """offers -> records -> DP training -> charge -> clip, encode -> mask -> encrypt -> seal -> on disk -> out."""
     run = joined(site, order)
     state, number = run.state(), order.round_number
     if kept := run.sealed_update(number):
@@ -134,10 +136,9 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
     trained, epsilon = train_and_charge(site, run.plan, run.run, number, state.model)
     started = time.perf_counter()
     clipped = clip(trained.update, run.plan.privacy.max_update_norm)
-    rounding = site.randomness("rounding", number).uniform(clipped.values.size)
-    packed = quantize(clipped, run.scheme.value_bits, rounding)
-    masks = masking.mask(site, run, number, packed.values.size)
-    ciphertext = encrypt(packed.values, run.cohort_key(), masks)
+    encoded = _encoding(run, number).encode(clipped, site.randomness("rounding", number))
+    masks = masking.mask(site, run, number, encoded.size)
+    ciphertext = encrypt(encoded, run.cohort_key(), masks)
     body = state.model_hash + ciphertext.encode()
     data = encode(Envelope(Kind.UPDATE, run.run, number, run.plan_hash, site.name, body), site.identity)
     run.keep_sealed_update(number, data)
@@ -208,8 +209,8 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
         aggregate = Aggregate.decode(run.scheme, state.model.size, published.total)
         if aggregate.sites != len(published.sites):
             raise ProtocolError("the sum and the list of its sites do not agree")
-        total = open_sum(aggregate, run.cohort_key(), masks)
-        summed = dequantize_sum(total, run.plan.privacy.max_update_norm, run.scheme.value_bits)
+        opened = open_sum(aggregate, run.cohort_key(), masks)
+        summed = _encoding(run, order.round_number).decode(opened)
         seconds = time.perf_counter() - started
         state = advance(state, summed / len(published.sites), run.plan.training, run.plan.federation.rounds)
         run.keep_state(state)
@@ -244,6 +245,10 @@ def joined(site: Site, order: Envelope) -> SiteRun:
 def _network(settings: ModelSettings) -> "nn.Module":
     """One module per process and architecture; its parameters are overwritten before every use."""
     return build(settings)
+
+
+def _encoding(run: SiteRun, number: int) -> Encoding:
+    return Encoding.of(run.plan, run.run, number, run.scheme, layer_sizes(_network(run.plan.model)))
 
 
 def _require_budget_for_rest(site: Site, run: SiteRun, state: ModelState) -> None:

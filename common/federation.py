@@ -126,14 +126,36 @@ class EncryptionSettings:
 
     threshold: how many sites must agree on the list of a round before anything that lifts a mask is revealed, and
     how many can stand in for one that vanishes then. 0: two thirds of the cohort, rounded down, plus one.
+    rotate: turn updates into a public random basis in which no coordinate stands out, for a finer scale.
+    rounding: `conditional` rounds again until the norm stays close to its bound, which discrete noise must cover.
+    largest: the coordinate, in model units, that the largest integer stands for; larger ones saturate. 0:
+    `privacy.max_update_norm` or, with rotate, what no rotated coordinate exceeds but for one chance in a million.
+    layer_scales: the same for each trainable tensor in the model's order.
     """
 
     preset: Literal["compact", "precise", "none"] = "compact"
     threshold: int = 0
+    rotate: bool = False
+    rounding: Literal["stochastic", "conditional"] = "stochastic"
+    largest: float = 0.0
+    layer_scales: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         require(
             self.threshold == 0 or self.threshold >= 2, "encryption.threshold", self.threshold, "2 or more (0: choose)"
+        )
+        require(0 <= self.largest < math.inf, "encryption.largest", self.largest, "positive and finite (0: choose)")
+        require(
+            all(0 < scale < math.inf for scale in self.layer_scales),
+            "encryption.layer_scales",
+            self.layer_scales,
+            "positive and finite",
+        )
+        require(
+            not self.layer_scales or not (self.rotate or self.largest),
+            "encryption.layer_scales",
+            self.layer_scales,
+            "without rotate, which mixes the layers, and without largest, which it replaces",
         )
 
     def threshold_of(self, sites: int) -> int:

@@ -18,7 +18,9 @@ from common.dp.accounting import calibrate_noise
 from common.errors import ConfigError
 from common.federation import Plan, require
 from common.files import write_atomically
+from common.he.encoding import public_scale
 from common.keystore import load_secret, save_secret
+from common.models import build, layer_sizes
 from common.roster import COORDINATOR, Roster
 from common.signing import Identity
 from common.wire import from_json, to_json
@@ -148,4 +150,6 @@ def _fitted(simulation: Simulation, sites: list[Site]) -> Plan:
             steps = simulation.federation.rounds * simulation.training.local_steps
             noise = calibrate_noise(privacy, simulation.training.sample_rate, steps)
             privacy = replace(privacy, noise_multiplier=noise)
-    return replace(simulation.plan, model=model, privacy=privacy)
+    plan = replace(simulation.plan, model=model, privacy=privacy)
+    public_scale(plan, layer_sizes(build(model)))
+    return plan

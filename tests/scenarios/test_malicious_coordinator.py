@@ -540,6 +540,15 @@ def test_a_model_that_does_not_fit_is_never_built(tmp_path, joined, change, reas
     assert (code, reason in message) == ("ProtocolError", True), message
 
 
+def test_scales_for_another_number_of_layers_are_refused_when_joining(begun):
+    table = to_table(begun.store.plan)
+    table["encryption"] |= {"layer_scales": [1.0]}
+    body, plan = {"plan": table, "cohort": begun.names}, fill(Plan, table)
+    code, message = begun.refused(ADLER, "join", 0, body, run=bytes(16), plan=plan_hash(plan))
+    assert (code, "encryption.layer_scales" in message) == ("ConfigError", True)
+    assert not (begun.directories[ADLER] / "runs" / bytes(16).hex()).exists()
+
+
 def test_a_readable_order_gets_no_update_from_an_encrypted_plan(begun):
     model = bytes(4 * begun.length)
     code, message = begun.refused(ADLER, "train", 1, model, kind=Kind.READABLE_ORDER)
