@@ -1,4 +1,4 @@
-"""What a site does when asked, top to bottom: join a run, share the key, train a round, apply the sum, release.
+"""What a site does when asked, top to bottom: join a run, train a round, apply the sum, release.
 
 Every function takes the site and a verified order and returns what may leave. The order of the lines in
 `run_local_round` is the privacy argument: the ledger is charged on disk before anything is sealed.
@@ -14,7 +14,7 @@ import numpy as np
 
 from client import masking
 from client.policy import consent
-from client.runs import SiteRun
+from client.runs import SiteRun, signed_answer
 from client.site import Site
 from client.train import Trained, planned_events, train
 from common.config import fill
@@ -22,13 +22,12 @@ from common.errors import InvalidUpdate, ProtocolError, TrustError, WrongRound
 from common.federation import ModelSettings, Plan
 from common.he.ciphertexts import Aggregate
 from common.he.encoding import Encoding, public_scale
-from common.he.keys import unwrap, wrap
-from common.he.scheme import CohortKey, encrypt, open_sum
+from common.he.scheme import encrypt, open_sum
 from common.masking import Published, names
 from common.model_state import ModelState, advance
 from common.models import build, layer_sizes, load_parameters, parameters_of
 from common.updates import clip
-from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, plan_hash, to_json
+from common.wire import Envelope, Kind, encode, from_json, plan_hash, table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,12 +44,12 @@ class SealedUpdate:
 
 
 def join(site: Site, order: Envelope) -> bytes:
-    """Order {plan, cohort} -> answer {exchange key, round, model hash, has_key}; or the site's own refusal.
+    """Order {plan, cohort} -> answer {round, model_hash, epoch, exchange}; or the site's own refusal.
 
     Refuses before any training when the policy or the ledger cannot bear the whole run.
     """
     body = from_json(order.body)
-    plan, cohort = fill(Plan, _table(body, "plan")), tuple(sorted(names(body, "cohort")))
+    plan, cohort = fill(Plan, table(body, "plan")), tuple(sorted(names(body, "cohort")))
     if plan_hash(plan) != order.plan:
         raise ProtocolError("the plan is not the one whose hash the order carries")
     if site.name not in cohort or not set(cohort) <= set(site.roster.sites) or len(set(cohort)) != len(cohort):
@@ -65,53 +64,8 @@ def join(site: Site, order: Envelope) -> bytes:
     run = SiteRun.create(site.directory / "runs", order.run, plan, cohort, initial)
     state = run.state()
     _require_budget_for_rest(site, run, state)
-    return _answer(
-        site,
-        run,
-        {
-            "exchange": run.exchange_key.public.hex(),
-            "round": state.round_number,
-            "model_hash": state.model_hash.hex(),
-            "has_key": run.has_cohort_key,
-        },
-    )
-
-
-def make_key(site: Site, order: Envelope) -> bytes:
-    """Order {joined: site -> signed join answer} -> answer with the cohort key wrapped for each of them."""
-    run = joined(site, order)
-    publics = _exchange_keys(site, run, _table(from_json(order.body), "joined"))
-    key = run.cohort_key() if run.has_cohort_key else CohortKey.generate(run.scheme)
-    wrapped = wrap(key, run.exchange_key, publics, _key_context(run, site.name))
-    run.keep_cohort_key(key)
-    boxes = {name: box.hex() for name, box in wrapped.boxes.items()}
-    return _answer(site, run, {"wrapped": wrapped.wrapped.hex(), "boxes": boxes})
-
-
-def install_key(site: Site, order: Envelope) -> bytes:
-    """Order {joined: signed join answers, maker, made: its key answer} -> acknowledgement. A key once kept stays."""
-    run, body = joined(site, order), from_json(order.body)
-    publics = _exchange_keys(site, run, _table(body, "joined"))
-    if publics.get(site.name) != run.exchange_key.public:
-        raise TrustError("the coordinator shows another exchange key for this site")
-    run.keep_peers(publics)
-    if not run.has_cohort_key:
-        made = _signed_answer(site, run, body.get("made"))
-        if made.sender not in publics:
-            raise TrustError("the key was made by a site that has not joined")
-        answer = from_json(made.body)
-        run.keep_cohort_key(
-            unwrap(
-                from_hex(answer.get("wrapped")),
-                from_hex(_table(answer, "boxes").get(site.name)),
-                site.name,
-                run.exchange_key,
-                publics[made.sender],
-                _key_context(run, made.sender),
-                run.scheme,
-            )
-        )
-    return _answer(site, run, {"has_key": True})
+    run.destroy_keys()
+    return _position(site, run, run.announcement(run.due_epoch))
 
 
 def offer_masks(site: Site, order: Envelope) -> bytes:
@@ -119,7 +73,7 @@ def offer_masks(site: Site, order: Envelope) -> bytes:
     run = joined(site, order)
     if order.round_number != run.state().round_number + 1:
         raise WrongRound(f"round {order.round_number} is not the next one of this site")
-    return _answer(site, run, masking.offer(site, run, order.round_number))
+    return signed_answer(site, run, order.round_number, masking.offer(site, run, order.round_number))
 
 
 def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
@@ -138,7 +92,7 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
     clipped = clip(trained.update, run.plan.privacy.max_update_norm)
     encoded = _encoding(run, number).encode(clipped, site.randomness("rounding", number))
     masks = masking.mask(site, run, number, encoded.size)
-    ciphertext = encrypt(encoded, run.cohort_key(), masks)
+    ciphertext = encrypt(encoded, run.cohort_key(run.plan.encryption.epoch_of(number)), masks)
     body = state.model_hash + ciphertext.encode()
     data = encode(Envelope(Kind.UPDATE, run.run, number, run.plan_hash, site.name, body), site.identity)
     run.keep_sealed_update(number, data)
@@ -201,7 +155,8 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
     run = joined(site, order)
     state = run.state()
     seconds = 0.0
-    if order.round_number == state.round_number + 1:
+    number = order.round_number
+    if number == state.round_number + 1:
         published = Published.decode(order.body)
         masking.require_list(site, run, published.sites)
         started = time.perf_counter()
@@ -209,15 +164,16 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
         aggregate = Aggregate.decode(run.scheme, state.model.size, published.total)
         if aggregate.sites != len(published.sites):
             raise ProtocolError("the sum and the list of its sites do not agree")
-        opened = open_sum(aggregate, run.cohort_key(), masks)
-        summed = _encoding(run, order.round_number).decode(opened)
+        opened = open_sum(aggregate, run.cohort_key(run.plan.encryption.epoch_of(number)), masks)
+        summed = _encoding(run, number).decode(opened)
         seconds = time.perf_counter() - started
         state = advance(state, summed / len(published.sites), run.plan.training, run.plan.federation.rounds)
         run.keep_state(state)
-        masking.forget(run, order.round_number)
-    elif order.round_number != state.round_number:
-        raise WrongRound(f"the aggregate is of round {order.round_number}, this site has applied {state.round_number}")
-    return _answer(site, run, {"round": state.round_number, "model_hash": state.model_hash.hex()}), seconds
+        masking.forget(run, number)
+    elif number != state.round_number:
+        raise WrongRound(f"the aggregate is of round {number}, this site has applied {state.round_number}")
+    run.destroy_keys()
+    return _position(site, run), seconds
 
 
 def release(site: Site, order: Envelope) -> bytes:
@@ -247,6 +203,13 @@ def _network(settings: ModelSettings) -> "nn.Module":
     return build(settings)
 
 
+def _position(site: Site, run: SiteRun, more: Mapping[str, Any] = {}) -> bytes:
+    """Where this site stands: the round that it has applied, and the model that this gave."""
+    state = run.state()
+    body = {"round": state.round_number, "model_hash": state.model_hash.hex(), **more}
+    return signed_answer(site, run, state.round_number, body)
+
+
 def _encoding(run: SiteRun, number: int) -> Encoding:
     return Encoding.of(run.plan, run.run, number, run.scheme, layer_sizes(_network(run.plan.model)))
 
@@ -260,35 +223,3 @@ def _require_budget_for_rest(site: Site, run: SiteRun, state: ModelState) -> Non
     unpaid = sum(1 for number in rounds if not ledger.charged(run.run.hex(), number))
     if unpaid:
         ledger.require(tuple(events) * unpaid)
-
-
-def _exchange_keys(site: Site, run: SiteRun, joined: Mapping[str, Any]) -> dict[str, bytes]:
-    answers = {name: _signed_answer(site, run, data) for name, data in joined.items()}
-    if any(answer.sender != name or name not in run.cohort for name, answer in answers.items()):
-        raise TrustError("an exchange key is not signed by the site that it is said to be from")
-    return {name: from_hex(from_json(answer.body).get("exchange")) for name, answer in answers.items()}
-
-
-def _signed_answer(site: Site, run: SiteRun, data: object) -> Envelope:
-    if not isinstance(data, str):
-        raise ProtocolError("a relayed answer is missing")
-    envelope = decode(from_hex(data), site.roster.public_key_of)
-    if envelope.kind != Kind.ANSWER or envelope.run != run.run or envelope.plan != run.plan_hash:
-        raise TrustError("a relayed answer belongs to another run")
-    return envelope
-
-
-def _answer(site: Site, run: SiteRun, body: Mapping[str, Any]) -> bytes:
-    envelope = Envelope(Kind.ANSWER, run.run, run.state().round_number, run.plan_hash, site.name, to_json(dict(body)))
-    return encode(envelope, site.identity)
-
-
-def _key_context(run: SiteRun, maker: str) -> bytes:
-    return b"veilfed.cohort-key.v1|" + run.run + run.plan_hash + maker.encode()
-
-
-def _table(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = body.get(key)
-    if not isinstance(value, Mapping):
-        raise ProtocolError(f"the order has no {key}")
-    return value
