@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from client import masking
+from client import cohort_keys, masking
 from client import round as local_round
 from client.round import joined
 from client.runs import SiteRun
@@ -70,10 +70,8 @@ def _act(site: Site, action: str, order: Envelope) -> Answer:
     match action, order.kind:
         case "join", Kind.ORDER:
             return Answer(local_round.join(site, order))
-        case "make_key", Kind.ORDER:
-            return Answer(local_round.make_key(site, order))
-        case "install_key", Kind.ORDER:
-            return Answer(local_round.install_key(site, order))
+        case (("make_key" | "install_key"), Kind.ORDER):
+            return Answer(getattr(cohort_keys, action)(site, joined(site, order), order))
         case "offer", Kind.ORDER:
             return Answer(local_round.offer_masks(site, order))
         case "train", Kind.ORDER | Kind.READABLE_ORDER:

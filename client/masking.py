@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from client.runs import SiteRun
+from client.runs import SiteRun, signed_answer
 from client.site import Site
 from common.errors import CohortTooSmall, ProtocolError, TrustError, WrongRound
 from common.files import write_atomically
@@ -43,13 +43,14 @@ def offer(site: Site, run: SiteRun, number: int) -> dict[str, Any]:
         return from_json(path.read_bytes())
     self_seed, mask_key = os.urandom(32), ExchangeKey.generate()
     save_secret(run.directory / f"masks-{number:06d}", self_seed + mask_key.private_bytes(), None)
-    peers, keepers = run.peers(), holders(run.cohort, site.name)
+    epoch, keepers = run.plan.encryption.epoch_of(number), holders(run.cohort, site.name)
+    peers, exchange_key = run.peers(epoch), run.exchange_key(epoch)
     threshold = share_threshold(run.plan.encryption, run.cohort)
     seed_shares = split_secret(self_seed, threshold, keepers)
     key_shares = split_secret(mask_key.private_bytes(), threshold, keepers)
     packages = {
         peer: seal(
-            run.exchange_key,
+            exchange_key,
             public,
             seed_shares[peer] + key_shares[peer],
             package_context(run.run, number, site.name, peer),
@@ -89,7 +90,7 @@ def agree(site: Site, run: SiteRun, order: Envelope) -> bytes:
     if path.exists() and path.read_bytes() != agreed:
         raise TrustError(f"this site has agreed on another sum or list for round {number}")
     write_atomically(path, agreed)
-    return _answer(site, run, number, {"list": opening.digest(run.run, number)})
+    return signed_answer(site, run, number, {"list": opening.digest(run.run, number)})
 
 
 def unmask(site: Site, run: SiteRun, order: Envelope) -> bytes:
@@ -100,9 +101,9 @@ def unmask(site: Site, run: SiteRun, order: Envelope) -> bytes:
     seeds = _pair_seeds(site, run, number, mask_key)
     pairs = {name: seed.hex() for name, seed in seeds.items() if name not in opening.sites}
     body: dict[str, Any] = {"self": self_seed.hex(), "pairs": pairs}
-    if number < run.plan.last_round:
+    if number < run.plan.last_round and run.has_cohort_key(run.plan.encryption.epoch_of(number + 1)):
         body["next"] = offer(site, run, number + 1)
-    return _answer(site, run, number, body)
+    return signed_answer(site, run, number, body)
 
 
 def stand_in(site: Site, run: SiteRun, order: Envelope) -> bytes:
@@ -125,7 +126,7 @@ def stand_in(site: Site, run: SiteRun, order: Envelope) -> bytes:
             continue
         part, share = ("self", seed_share) if peer in opening.sites else ("keys", key_share)
         answer[part][peer] = share.hex()
-    return _answer(site, run, number, answer)
+    return signed_answer(site, run, number, answer)
 
 
 def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) -> NDArray[np.uint64]:
@@ -232,15 +233,12 @@ def _secrets(run: SiteRun, number: int) -> tuple[bytes, ExchangeKey]:
 
 
 def _open_package(site: Site, run: SiteRun, number: int, peer: str, packages: Mapping[str, Any]) -> bytes:
-    peers = run.peers()
+    epoch = run.plan.encryption.epoch_of(number)
+    peers = run.peers(epoch)
     if peer not in peers:
-        raise ProtocolError(f"{peer} has no exchange key in this run")
+        raise ProtocolError(f"{peer} has no exchange key in this epoch")
     context = package_context(run.run, number, peer, site.name)
-    return open_sealed(run.exchange_key, peers[peer], from_hex(packages.get(peer)), context)
-
-
-def _answer(site: Site, run: SiteRun, number: int, body: dict[str, Any]) -> bytes:
-    return encode(Envelope(Kind.ANSWER, run.run, number, run.plan_hash, site.name, to_json(body)), site.identity)
+    return open_sealed(run.exchange_key(epoch), peers[peer], from_hex(packages.get(peer)), context)
 
 
 def _shown(run: SiteRun, number: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a site does when asked, top to bottom: join a run, share the key, train a round, apply the sum, release.
+"""What a site does when asked, top to bottom: join a run, train a round, apply the sum, release.
 
 Every function takes the site and a verified order and returns what may leave. The order of the lines in
 `run_local_round` is the privacy argument: the ledger is charged on disk before anything is sealed.
@@ -14,26 +14,24 @@ import numpy as np
 
 from client import masking
 from client.policy import consent
-from client.runs import SiteRun
+from client.runs import SiteRun, signed_answer
 from client.site import Site
-from client.train import Trained, train, unit_sensitivity
+from client.train import Trained, train
 from common.config import fill
 from common.dp.cost import planned_events, round_events
 from common.dp.events import DpEvent
-from common.dp.noise_shares import NoiseGrid, NoiseShares
+from common.encoding import Encoding, public_scale
 from common.errors import InvalidUpdate, ProtocolError, TrustError, WrongRound
 from common.evaluators.counts import tally
 from common.federation import ModelSettings, Plan
 from common.he.ciphertexts import Aggregate
-from common.he.keys import unwrap, wrap
 from common.he.packing import Integers
-from common.he.quantize import dequantize_sum, quantize
-from common.he.scheme import CohortKey, encrypt, open_sum
+from common.he.scheme import encrypt, open_sum
 from common.masking import Published, names
 from common.model_state import ModelState, advance
-from common.models import build, load_parameters, parameters_of, predict
-from common.updates import Vector, clip
-from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, plan_hash, to_json
+from common.models import build, layer_sizes, load_parameters, parameters_of, predict
+from common.updates import clip
+from common.wire import Envelope, Kind, encode, from_json, plan_hash, table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,12 +48,12 @@ class SealedUpdate:
 
 
 def join(site: Site, order: Envelope) -> bytes:
-    """Order {plan, cohort} -> answer {exchange key, round, model hash, has_key}; or the site's own refusal.
+    """Order {plan, cohort} -> answer {round, model_hash, epoch, exchange}; or the site's own refusal.
 
     Refuses before any training when the policy or the ledger cannot bear the whole run.
     """
     body = from_json(order.body)
-    plan, cohort = fill(Plan, _table(body, "plan")), tuple(sorted(names(body, "cohort")))
+    plan, cohort = fill(Plan, table(body, "plan")), tuple(sorted(names(body, "cohort")))
     if plan_hash(plan) != order.plan:
         raise ProtocolError("the plan is not the one whose hash the order carries")
     if site.name not in cohort or not set(cohort) <= set(site.roster.sites) or len(set(cohort)) != len(cohort):
@@ -65,58 +63,15 @@ def join(site: Site, order: Envelope) -> bytes:
     largest_label = max(records.labels.max(), held_out.labels.max(initial=0))
     if records.features.shape[1:] != plan.model.inputs or largest_label >= plan.model.classes:
         raise ProtocolError("the plan's model.inputs or model.classes do not fit this site's records")
-    initial = ModelState.initial(parameters_of(build(plan.model)))
+    network = build(plan.model)
+    public_scale(plan, layer_sizes(network))
+    initial = ModelState.initial(parameters_of(network))
     run = SiteRun.create(site.directory / "runs", order.run, plan, cohort, initial)
     state = run.state()
     _require_noise_that_fits(run)
     _require_budget_for_rest(site, run, state)
-    return _answer(
-        site,
-        run,
-        {
-            "exchange": run.exchange_key.public.hex(),
-            "round": state.round_number,
-            "model_hash": state.model_hash.hex(),
-            "has_key": run.has_cohort_key,
-        },
-    )
-
-
-def make_key(site: Site, order: Envelope) -> bytes:
-    """Order {joined: site -> signed join answer} -> answer with the cohort key wrapped for each of them."""
-    run = joined(site, order)
-    publics = _exchange_keys(site, run, _table(from_json(order.body), "joined"))
-    key = run.cohort_key() if run.has_cohort_key else CohortKey.generate(run.scheme)
-    wrapped = wrap(key, run.exchange_key, publics, _key_context(run, site.name))
-    run.keep_cohort_key(key)
-    boxes = {name: box.hex() for name, box in wrapped.boxes.items()}
-    return _answer(site, run, {"wrapped": wrapped.wrapped.hex(), "boxes": boxes})
-
-
-def install_key(site: Site, order: Envelope) -> bytes:
-    """Order {joined: signed join answers, maker, made: its key answer} -> acknowledgement. A key once kept stays."""
-    run, body = joined(site, order), from_json(order.body)
-    publics = _exchange_keys(site, run, _table(body, "joined"))
-    if publics.get(site.name) != run.exchange_key.public:
-        raise TrustError("the coordinator shows another exchange key for this site")
-    run.keep_peers(publics)
-    if not run.has_cohort_key:
-        made = _signed_answer(site, run, body.get("made"))
-        if made.sender not in publics:
-            raise TrustError("the key was made by a site that has not joined")
-        answer = from_json(made.body)
-        run.keep_cohort_key(
-            unwrap(
-                from_hex(answer.get("wrapped")),
-                from_hex(_table(answer, "boxes").get(site.name)),
-                site.name,
-                run.exchange_key,
-                publics[made.sender],
-                _key_context(run, made.sender),
-                run.scheme,
-            )
-        )
-    return _answer(site, run, {"has_key": True})
+    run.destroy_keys()
+    return _position(site, run, run.announcement(run.due_epoch))
 
 
 def offer_masks(site: Site, order: Envelope) -> bytes:
@@ -124,11 +79,11 @@ def offer_masks(site: Site, order: Envelope) -> bytes:
     run = joined(site, order)
     if order.round_number != run.state().round_number + 1:
         raise WrongRound(f"round {order.round_number} is not the next one of this site")
-    return _answer(site, run, masking.offer(site, run, order.round_number))
+    return signed_answer(site, run, order.round_number, masking.offer(site, run, order.round_number))
 
 
 def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
-    """offers -> records -> DP training -> charge -> clip, quantize -> mask -> encrypt -> seal -> on disk -> out."""
+    """offers -> records -> DP training -> charge -> clip, encode -> mask -> encrypt -> seal -> on disk -> out."""
     run = joined(site, order)
     state, number = run.state(), order.round_number
     if kept := run.sealed_update(number):
@@ -144,14 +99,15 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
     if run.plan.trains(number):
         trained = train_and_charge(site, run, number, state.model, bill)
         seconds, started = trained.seconds, time.perf_counter()
-        parts.append(_update_in_integers(site, run, number, trained))
+        clipped = clip(trained.update, run.plan.privacy.max_update_norm)
+        parts.append(_encoding(run, number).encode(clipped, site.randomness("rounding", number)))
         encrypt_seconds = time.perf_counter() - started
     if run.plan.measures(number):
         parts.append(count_and_charge(site, run, number, state, bill))
     started = time.perf_counter()
     values = np.concatenate(parts)
     masks = masking.mask(site, run, number, values.size)
-    ciphertext = encrypt(values, run.cohort_key(), masks)
+    ciphertext = encrypt(values, run.cohort_key(run.plan.encryption.epoch_of(number)), masks)
     body = state.model_hash + ciphertext.encode()
     data = encode(Envelope(Kind.UPDATE, run.run, number, run.plan_hash, site.name, body), site.identity)
     run.keep_sealed_update(number, data)
@@ -234,7 +190,8 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
     run = joined(site, order)
     state = run.state()
     seconds = 0.0
-    if order.round_number == state.round_number + 1:
+    number = order.round_number
+    if number == state.round_number + 1:
         published = Published.decode(order.body)
         masking.require_list(site, run, published.sites)
         started = time.perf_counter()
@@ -242,24 +199,23 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
         aggregate = Aggregate.decode(run.scheme, run.layout(order.round_number).length, published.total)
         if aggregate.sites != len(published.sites):
             raise ProtocolError("the sum and the list of its sites do not agree")
-        total = open_sum(aggregate, run.cohort_key(), masks)
-        layout = run.layout(order.round_number)
+        total = open_sum(aggregate, run.cohort_key(run.plan.encryption.epoch_of(number)), masks)
+        layout = run.layout(number)
         if layout.counts:
-            run.keep_counts(order.round_number, total[layout.update :])
+            run.keep_counts(number, total[layout.update :])
         if layout.update:
-            mean = _update_in_model_units(run, total[: layout.update]) / len(published.sites)
+            mean = _encoding(run, number).decode(total[: layout.update]) / len(published.sites)
             seconds = time.perf_counter() - started
             state = advance(state, mean, run.plan.training, run.plan.federation.rounds)
         else:
-            state = replace(state, round_number=order.round_number)
+            state = replace(state, round_number=number)
         run.keep_state(state)
-        masking.forget(run, order.round_number)
-    elif order.round_number != state.round_number:
-        raise WrongRound(f"the aggregate is of round {order.round_number}, this site has applied {state.round_number}")
-    body: dict[str, Any] = {"round": state.round_number, "model_hash": state.model_hash.hex()}
-    if "metrics" in run.plan.federation.public and (counts := run.counts(order.round_number)):
-        body["counts"] = counts
-    return _answer(site, run, body), seconds
+        masking.forget(run, number)
+    elif number != state.round_number:
+        raise WrongRound(f"the aggregate is of round {number}, this site has applied {state.round_number}")
+    run.destroy_keys()
+    counts = run.counts(number) if "metrics" in run.plan.federation.public else []
+    return _position(site, run, {"counts": counts} if counts else {}), seconds
 
 
 def release(site: Site, order: Envelope) -> bytes:
@@ -294,12 +250,24 @@ def _network(settings: ModelSettings) -> "nn.Module":
     return build(settings)
 
 
+def _position(site: Site, run: SiteRun, more: Mapping[str, Any] = {}) -> bytes:
+    """Where this site stands: the round that it has applied, and the model that this gave."""
+    state = run.state()
+    body = {"round": state.round_number, "model_hash": state.model_hash.hex(), **more}
+    return signed_answer(site, run, state.round_number, body)
+
+
+def _encoding(run: SiteRun, number: int) -> Encoding:
+    layers = layer_sizes(_network(run.plan.model))
+    return Encoding.of(run.plan, run.run, number, run.scheme.value_bits, layers, len(run.cohort))
+
+
 def _require_noise_that_fits(run: SiteRun) -> None:
-    """Raises ConfigError when shares of noise would be too small for the integers that carry them."""
-    if run.plan.metrics.every:
-        _ = run.metrics_code
-    if run.plan.privacy.in_shares:
-        _noise_grid(run)
+    """Raises ConfigError when noise would be too small for the integers that carry it."""
+    if run.plan.encryption.preset != "none":
+        _encoding(run, 1)
+        if run.plan.metrics.every:
+            _ = run.metrics_code
 
 
 def _require_budget_for_rest(site: Site, run: SiteRun, state: ModelState) -> None:
@@ -327,56 +295,3 @@ def _charge(site: Site, run: SiteRun, number: int, bill: Bill, purpose: str) -> 
 
 def _paid(site: Site, run: SiteRun, number: int, purpose: str) -> bool:
     return site.ledger.charged(run.run.hex(), number, purpose)
-
-
-def _update_in_integers(site: Site, run: SiteRun, number: int, trained: Trained) -> Integers:
-    clipped, bits = clip(trained.update, run.plan.privacy.max_update_norm), run.scheme.value_bits
-    randomness = site.randomness("rounding", number)
-    if run.plan.privacy.in_shares:
-        return _noise_grid(run).noised(clipped.values, randomness.gaussian(clipped.values.size, 1.0, np.float64))
-    return quantize(clipped, bits, randomness.uniform(clipped.values.size)).values
-
-
-def _update_in_model_units(run: SiteRun, total: Integers) -> Vector:
-    if run.plan.privacy.in_shares:
-        return total * _noise_grid(run).step
-    return dequantize_sum(total, run.plan.privacy.max_update_norm, run.scheme.value_bits)
-
-
-def _noise_grid(run: SiteRun) -> NoiseGrid:
-    privacy = run.plan.privacy
-    noise = privacy.noise_multiplier * unit_sensitivity(run.plan.training, privacy)
-    share = NoiseShares(len(run.cohort), privacy.colluding).share(noise)
-    return NoiseGrid(run.scheme.value_bits, privacy.max_update_norm, share)
-
-
-def _exchange_keys(site: Site, run: SiteRun, joined: Mapping[str, Any]) -> dict[str, bytes]:
-    answers = {name: _signed_answer(site, run, data) for name, data in joined.items()}
-    if any(answer.sender != name or name not in run.cohort for name, answer in answers.items()):
-        raise TrustError("an exchange key is not signed by the site that it is said to be from")
-    return {name: from_hex(from_json(answer.body).get("exchange")) for name, answer in answers.items()}
-
-
-def _signed_answer(site: Site, run: SiteRun, data: object) -> Envelope:
-    if not isinstance(data, str):
-        raise ProtocolError("a relayed answer is missing")
-    envelope = decode(from_hex(data), site.roster.public_key_of)
-    if envelope.kind != Kind.ANSWER or envelope.run != run.run or envelope.plan != run.plan_hash:
-        raise TrustError("a relayed answer belongs to another run")
-    return envelope
-
-
-def _answer(site: Site, run: SiteRun, body: Mapping[str, Any]) -> bytes:
-    envelope = Envelope(Kind.ANSWER, run.run, run.state().round_number, run.plan_hash, site.name, to_json(dict(body)))
-    return encode(envelope, site.identity)
-
-
-def _key_context(run: SiteRun, maker: str) -> bytes:
-    return b"veilfed.cohort-key.v1|" + run.run + run.plan_hash + maker.encode()
-
-
-def _table(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = body.get(key)
-    if not isinstance(value, Mapping):
-        raise ProtocolError(f"the order has no {key}")
-    return value

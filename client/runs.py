@@ -1,10 +1,18 @@
-"""One run as the site remembers it on disk, so that a restart goes on where it stopped and never releases twice."""
+"""One run as the site remembers it on disk, so that a restart goes on where it stopped and never releases twice.
+
+Of every epoch (`common/federation.py`) while a round of this site may need it, N being its number:
+exchange-N.key   this site's X25519 key   peers-N   the cohort's   cohort-N.key   the key they share
+made-N           the cohort key that this site made, wrapped, until one is installed
+cohort-N.hash    SHA-256 of a key that was destroyed, so that it is known again
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
+from client.site import Site
 from common.config import fill, to_table
 from common.errors import ProtocolError, TrustError
 from common.federation import Plan
@@ -17,7 +25,7 @@ from common.keystore import load_secret, save_secret
 from common.layout import Layout, longest
 from common.metrics import MetricsCode
 from common.model_state import ModelState
-from common.wire import from_hex, from_json, plan_hash, to_json
+from common.wire import Envelope, Kind, digest, encode, from_hex, from_json, plan_hash, to_json
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,6 @@ class SiteRun:
                 raise ProtocolError("the coordinator changed the plan or the cohort of a run that had begun")
         else:
             write_atomically(place / "state", initial.to_bytes())
-            save_secret(place / "exchange.key", ExchangeKey.generate().private_bytes(), None)
             write_atomically(path, agreement)
         return cls(place, run, plan, cohort)
 
@@ -55,10 +62,6 @@ class SiteRun:
     @cached_property
     def plan_hash(self) -> bytes:
         return plan_hash(self.plan)
-
-    @property
-    def exchange_key(self) -> ExchangeKey:
-        return ExchangeKey.from_private_bytes(load_secret(self.directory / "exchange.key", None))
 
     @cached_property
     def scheme(self) -> Scheme:
@@ -76,26 +79,77 @@ class SiteRun:
         return self.state().model.size
 
     @property
-    def has_cohort_key(self) -> bool:
-        return (self.directory / "cohort.key").exists()
+    def due_epoch(self) -> int:
+        """The epoch of this site's next round; 0 when there is none."""
+        closed = self.state().round_number
+        return self.plan.encryption.epoch_of(closed + 1) if closed < self.plan.last_round else 0
 
-    def cohort_key(self) -> CohortKey:
-        return CohortKey.load(self.scheme, load_secret(self.directory / "cohort.key", None))
+    def announcement(self, epoch: int) -> dict[str, Any]:
+        """{epoch, exchange}: our exchange key for an epoch, made when first asked for; nothing after the last."""
+        if not 1 <= epoch <= self._last_epoch:
+            return {}
+        if not self._key("exchange", epoch).exists():
+            save_secret(self._key("exchange", epoch), ExchangeKey.generate().private_bytes(), None)
+        return {"epoch": epoch, "exchange": self.exchange_key(epoch).public.hex()}
 
-    def keep_cohort_key(self, key: CohortKey) -> None:
-        save_secret(self.directory / "cohort.key", key.export_for_wrapping(), None)
+    def exchange_key(self, epoch: int) -> ExchangeKey:
+        self._require(self._key("exchange", epoch), epoch)
+        return ExchangeKey.from_private_bytes(load_secret(self._key("exchange", epoch), None))
 
-    def keep_peers(self, publics: Mapping[str, bytes]) -> None:
-        """The cohort's X25519 keys of this run, this site's own among them; once kept they never change."""
-        path = self.directory / "peers.json"
+    def has_cohort_key(self, epoch: int) -> bool:
+        return self._key("cohort", epoch).exists()
+
+    def cohort_key(self, epoch: int) -> CohortKey:
+        self._require(self._key("cohort", epoch), epoch)
+        return CohortKey.load(self.scheme, load_secret(self._key("cohort", epoch), None))
+
+    def keep_cohort_key(self, epoch: int, key: CohortKey) -> None:
+        """Raises TrustError when this epoch has another key already, or an earlier one had this very key."""
+        secret = key.export_for_wrapping()
+        known, mine = self._key_hashes(), digest(secret)
+        if known.get(epoch, mine) != mine:
+            raise TrustError("the coordinator shows another key for an epoch that has one")
+        if mine in (theirs for other, theirs in known.items() if other != epoch):
+            raise TrustError("the key of an earlier epoch is shown as a new one")
+        if epoch not in known:
+            save_secret(self._key("cohort", epoch), secret, None)
+        self._made(epoch).unlink(missing_ok=True)
+
+    def destroy_keys(self) -> None:
+        """Of every epoch that is over at this site: whoever takes its disk from now on can open nothing of it.
+
+        A site that is behind still has its own copy, because it goes by the rounds that it has applied itself.
+        """
+        due = self.due_epoch or self._last_epoch + 1
+        for path in sorted(self.directory.glob("*-*.key")):
+            kind, epoch = path.stem.split("-")
+            if int(epoch) < due:
+                if kind == "cohort":
+                    write_atomically(path.with_suffix(".hash"), digest(load_secret(path, None)))
+                path.unlink()
+                self._peers(int(epoch)).unlink(missing_ok=True)
+                self._made(int(epoch)).unlink(missing_ok=True)
+
+    def made_key(self, epoch: int, joined: Mapping[str, Any]) -> bytes | None:
+        """The signed answer with which this site made that epoch's key for the very sites that have `joined`."""
+        if not self._made(epoch).exists():
+            return None
+        made = from_json(self._made(epoch).read_bytes())
+        return from_hex(made["answer"]) if made["joined"] == joined else None
+
+    def keep_made_key(self, epoch: int, joined: Mapping[str, Any], answer: bytes) -> None:
+        write_atomically(self._made(epoch), to_json({"joined": dict(joined), "answer": answer.hex()}))
+
+    def keep_peers(self, epoch: int, publics: Mapping[str, bytes]) -> None:
+        """The cohort's X25519 keys of that epoch, this site's own among them; once kept they never change."""
         peers = to_json({name: public.hex() for name, public in publics.items()})
-        if path.exists() and path.read_bytes() != peers:
+        if self._peers(epoch).exists() and self._peers(epoch).read_bytes() != peers:
             raise TrustError("the coordinator shows other exchange keys than before")
-        write_atomically(path, peers)
+        write_atomically(self._peers(epoch), peers)
 
-    def peers(self) -> dict[str, bytes]:
+    def peers(self, epoch: int) -> dict[str, bytes]:
         try:
-            shown = from_json((self.directory / "peers.json").read_bytes())
+            shown = from_json(self._peers(epoch).read_bytes())
         except OSError:
             raise ProtocolError("this site has not been shown its peers' exchange keys yet") from None
         return {name: from_hex(public) for name, public in shown.items()}
@@ -127,6 +181,29 @@ class SiteRun:
     def _counts(self, round_number: int) -> Path:
         return self.directory / f"counts-{round_number:06d}"
 
+    @property
+    def _last_epoch(self) -> int:
+        return self.plan.encryption.epoch_of(self.plan.last_round)
+
+    def _key_hashes(self) -> dict[int, bytes]:
+        """Of every cohort key that this site has ever held in this run."""
+        gone = {int(path.stem.split("-")[1]): path.read_bytes() for path in self.directory.glob("cohort-*.hash")}
+        held = {int(path.stem.split("-")[1]): path for path in self.directory.glob("cohort-*.key")}
+        return gone | {epoch: digest(load_secret(path, None)) for epoch, path in held.items()}
+
+    def _require(self, path: Path, epoch: int) -> None:
+        if not path.exists():
+            raise ProtocolError(f"this site holds no {path.stem.split('-')[0]} key of epoch {epoch}")
+
+    def _key(self, kind: str, epoch: int) -> Path:
+        return self.directory / f"{kind}-{epoch:06d}.key"
+
+    def _peers(self, epoch: int) -> Path:
+        return self.directory / f"peers-{epoch:06d}"
+
+    def _made(self, epoch: int) -> Path:
+        return self.directory / f"made-{epoch:06d}"
+
     def _outbox(self, round_number: int) -> Path:
         return self.directory / f"update-{round_number:06d}"
 
@@ -140,3 +217,7 @@ def _open(cls: type[SiteRun], directory: Path, run: bytes) -> SiteRun:
     except OSError:
         raise ProtocolError("this site has not joined that run") from None
     return cls(place, run, fill(Plan, agreement["plan"]), tuple(agreement["cohort"]))
+
+
+def signed_answer(site: Site, run: SiteRun, number: int, body: Mapping[str, Any]) -> bytes:
+    return encode(Envelope(Kind.ANSWER, run.run, number, run.plan_hash, site.name, to_json(dict(body))), site.identity)

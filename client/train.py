@@ -31,17 +31,6 @@ class Trained:
     seconds: float
 
 
-def unit_sensitivity(training: TrainingSettings, privacy: PrivacySettings) -> float:
-    """L2 distance that one unit of privacy can move an update whose noise comes in shares (model units).
-
-    `distributed`: one record's clipped gradient, on its way into the weights. `site`: from any bounded update to any
-    other. Projecting an update onto a ball or a box moves no two updates apart, so neither raises this.
-    """
-    if privacy.mode == "distributed":
-        return privacy.max_grad_norm * training.learning_rate / training.lot_size
-    return 2 * privacy.max_update_norm
-
-
 def train(
     model: nn.Module,
     features: NDArray[np.float32],

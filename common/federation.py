@@ -139,14 +139,40 @@ class EncryptionSettings:
 
     threshold: how many sites must agree on the list of a round before anything that lifts a mask is revealed, and
     how many can stand in for one that vanishes then. 0: two thirds of the cohort, rounded down, plus one.
+    rotate: turn updates into a public random basis in which no coordinate stands out, for a finer scale.
+    rounding: `conditional` rounds again until the norm stays close to its bound, which discrete noise must cover.
+    largest: the coordinate, in model units, that the largest integer stands for; larger ones saturate. 0:
+    `privacy.max_update_norm` or, with rotate, what no rotated coordinate exceeds but for one chance in a million.
+    layer_scales: the same for each trainable tensor in the model's order.
+    key_rounds: after so many rounds the sites take a new key, made by another of them; 0: one key for the whole run.
+    The rounds that share a key are an epoch, counted from 1.
     """
 
     preset: Literal["compact", "precise", "none"] = "compact"
     threshold: int = 0
+    rotate: bool = False
+    rounding: Literal["stochastic", "conditional"] = "stochastic"
+    largest: float = 0.0
+    layer_scales: tuple[float, ...] = ()
+    key_rounds: int = 0
 
     def __post_init__(self) -> None:
         require(
             self.threshold == 0 or self.threshold >= 2, "encryption.threshold", self.threshold, "2 or more (0: choose)"
+        )
+        require(0 <= self.key_rounds <= _MOST_TIMES, "encryption.key_rounds", self.key_rounds, f"0 to {_MOST_TIMES}")
+        require(0 <= self.largest < math.inf, "encryption.largest", self.largest, "positive and finite (0: choose)")
+        require(
+            all(0 < scale < math.inf for scale in self.layer_scales),
+            "encryption.layer_scales",
+            self.layer_scales,
+            "positive and finite",
+        )
+        require(
+            not self.layer_scales or not (self.rotate or self.largest),
+            "encryption.layer_scales",
+            self.layer_scales,
+            "without rotate, which mixes the layers, and without largest, which it replaces",
         )
 
     def threshold_of(self, sites: int) -> int:
@@ -154,6 +180,13 @@ class EncryptionSettings:
         threshold = self.threshold or 2 * sites // 3 + 1
         require(sites < 2 * threshold <= 2 * sites, "encryption.threshold", threshold, f"{sites // 2 + 1} to {sites}")
         return threshold
+
+    def epoch_of(self, round_number: int) -> int:
+        """Whose key serves that round: it follows from the plan, so no message needs to name it."""
+        return 1 + (round_number - 1) // self.key_rounds if self.key_rounds else 1
+
+    def first_round(self, epoch: int) -> int:
+        return 1 + (epoch - 1) * self.key_rounds
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class MetricsCode:
         """Counts per integer."""
         return self._grid().step if self.std else self.largest_count / ((1 << (self.bits - 1)) - 1)
 
-    def encode(self, counts: Counts, normal: Counts) -> NDArray[np.int64]:
+    def encode(self, counts: Counts, normal: NDArray[np.floating]) -> NDArray[np.int64]:
         """counts, normal: (size,); normal: fresh, secret draws from the standard normal distribution."""
         if self.std:
             return self._grid().noised(counts, normal)

@@ -45,6 +45,11 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
+def layer_sizes(model: nn.Module) -> list[int]:
+    """How many values each trainable tensor holds, in the model's own order."""
+    return [p.numel() for p in trainable(model)]
+
+
 def flat(parameters: Sequence[nn.Parameter]) -> Vector:
     """All values of `parameters`, one after the other, as one float64 vector."""
     return torch.cat([p.detach().reshape(-1) for p in parameters]).cpu().numpy().astype(np.float64)
@@ -56,7 +61,7 @@ def load_parameters(model: nn.Module, vector: Vector) -> None:
     Raises InvalidUpdate when the length is not d; the model is then unchanged.
     """
     parameters = trainable(model)
-    sizes = [p.numel() for p in parameters]
+    sizes = layer_sizes(model)
     if np.shape(vector) != (sum(sizes),):
         raise InvalidUpdate(f"a vector of shape {np.shape(vector)} for a model of {sum(sizes)} parameters")
     pieces = torch.split(torch.tensor(vector), sizes)

@@ -39,6 +39,12 @@ def _unsound(plan: "Plan") -> Iterator[tuple[str, str, str]]:
             f"allowed: below federation.min_cohort = {plan.federation.min_cohort}; else no honest share may be left",
             _SHARES,
         )
+    if privacy.in_shares and encryption.layer_scales:
+        yield (
+            f"encryption.layer_scales = {encryption.layer_scales}",
+            "allowed: none; a share of noise is equal in all coordinates: use encryption.largest or encryption.rotate",
+            _SHARES,
+        )
     if privacy.mode == "distributed" and training.local_steps != 1:
         yield (
             f"training.local_steps = {training.local_steps}",

@@ -12,7 +12,7 @@ Kinds named READABLE_* carry 64 zero bytes instead: they belong to baselines wit
 import hashlib
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import rfc8785
 
 from common.config import to_table
-from common.errors import WireError
+from common.errors import ProtocolError, WireError
 from common.federation import Plan
 from common.signing import Identity, verify
 
@@ -146,6 +146,14 @@ def from_hex(value: object) -> bytes:
         return bytes.fromhex(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise WireError("a field that should be hexadecimal is not") from None
+
+
+def table(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A field of a JSON body that must be an object."""
+    value = body.get(key)
+    if not isinstance(value, Mapping):
+        raise ProtocolError(f"the order has no {key}")
+    return value
 
 
 def digest(data: bytes) -> bytes:

@@ -198,7 +198,7 @@ def _simulate(chosen: argparse.Namespace) -> Mapping[str, Any]:
         out = chosen.out or Path("runs") / f"{settings.federation.name}-{datetime.now():%Y%m%d-%H%M%S}"
         workplace = set_up(settings, out)
     console = Console(stderr=True)
-    with Progress(console, workplace.simulation.federation.rounds).shown() as progress:
+    with Progress(console, workplace.simulation.last_round).shown() as progress:
         return simulate(workplace, chosen.engine, progress)
 
 

@@ -17,10 +17,12 @@ from common.config import fill, to_table
 from common.dp.accounting import calibrate_noise
 from common.dp.cost import planned_events
 from common.dp.events import DpEvent
+from common.encoding import public_scale
 from common.errors import ConfigError
 from common.federation import Plan, require
 from common.files import write_atomically
 from common.keystore import load_secret, save_secret
+from common.models import build, layer_sizes
 from common.roster import COORDINATOR, Roster
 from common.signing import Identity
 from common.wire import from_json, to_json
@@ -148,7 +150,9 @@ def _fitted(simulation: Simulation, sites: list[Site]) -> Plan:
         require(privacy.delta * smallest < 1, "privacy.delta", privacy.delta, f"below 1/{smallest}, the smallest site")
         if not privacy.noise_multiplier:
             privacy = replace(privacy, noise_multiplier=_calibrated(simulation.plan, len(sites)))
-    return replace(simulation.plan, model=model, privacy=privacy)
+    plan = replace(simulation.plan, model=model, privacy=privacy)
+    public_scale(plan, layer_sizes(build(model)))
+    return plan
 
 
 def _calibrated(plan: Plan, cohort: int) -> float:

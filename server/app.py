@@ -1,4 +1,4 @@
-"""The Flower ServerApp: gather the sites, hold the key ceremony, run the rounds, take the released model."""
+"""The Flower ServerApp: gather the sites, run the rounds, take the released model."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.config import to_table
-from common.errors import FederationError, InvalidUpdate, ProtocolError, TrustError
+from common.errors import FederationError, InvalidUpdate, TrustError
 from common.he.parameters import choose_scheme
 from common.layout import longest
 from common.model_state import ModelState
@@ -20,6 +20,7 @@ from common.models import build, parameters_of
 from common.roster import COORDINATOR
 from common.wire import Envelope, Kind, encode, to_json
 from server.encrypted_rounds import EncryptedRounds
+from server.key_relay import KeyRelay
 from server.links import Link, Links, Reply, outgoing, packed
 from server.round import LeftOut, too_few
 from server.store import RunStore
@@ -100,31 +101,9 @@ def _rounds(links: Links, store: RunStore, joined: Mapping[str, str], on_round: 
     while store.has_aggregate(closed + 1):
         closed += 1
     store.fill_gap(closed)
-    _share_key(links, store, joined)
-    parameters = initial.model.size
+    keys, parameters = KeyRelay(store, links, joined), initial.model.size
     scheme = choose_scheme(store.plan.encryption.preset, len(store.roster.sites), longest(store.plan, parameters))
-    return EncryptedRounds(store, links, closed, on_round, scheme, parameters)
-
-
-def _share_key(links: Links, store: RunStore, joined: Mapping[str, str]) -> None:
-    """One site makes the cohort's key, the coordinator relays it wrapped. A resumed run relays the same one."""
-    ceremony = store.ceremony()
-    if ceremony is None:
-        maker = min(joined)
-        made = links.exchange(
-            "query.make_key", {maker: _order(store, {"joined": dict(joined)})}, 0, JOIN_TIMEOUT_SECONDS
-        )
-        answer = made.get(maker)
-        if not isinstance(answer, Reply):
-            raise ProtocolError(f"{maker} was to make the cohort's key: {answer.message if answer else 'no answer'}")
-        ceremony = {"joined": dict(joined), "made": answer.data.hex()}
-        store.keep_ceremony(ceremony)
-    order = _order(store, ceremony)
-    answers = links.exchange("query.install_key", dict.fromkeys(joined, order), 0, JOIN_TIMEOUT_SECONDS)
-    failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
-    ready = len(answers) - len(failed)
-    if ready < store.plan.federation.min_cohort:
-        raise too_few(0, ready, store.plan.federation.min_cohort, failed)
+    return EncryptedRounds(store, links, keys, closed, on_round, scheme, parameters)
 
 
 def _take_release(links: Links, store: RunStore, rounds: Rounds) -> None:

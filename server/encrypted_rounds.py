@@ -22,6 +22,7 @@ from common.metrics import MetricsCode
 from common.roster import COORDINATOR
 from common.wire import Envelope, Kind, encode, from_json
 from server.aggregate_encrypted import BlindSum
+from server.key_relay import KeyRelay
 from server.links import Links, Reply
 from server.mask_relay import MaskRelay
 from server.round import Closed, LeftOut, too_few
@@ -35,10 +36,17 @@ class EncryptedRounds(Rounds):
     update = Kind.UPDATE
 
     def __init__(
-        self, store: RunStore, links: Links, closed: int, on_round: OnRound, scheme: Scheme, parameters: int
+        self,
+        store: RunStore,
+        links: Links,
+        keys: KeyRelay,
+        closed: int,
+        on_round: OnRound,
+        scheme: Scheme,
+        parameters: int,
     ) -> None:
         super().__init__(store, links, closed, on_round)
-        self.scheme, self.parameters = scheme, parameters
+        self.keys, self.scheme, self.parameters = keys, scheme, parameters
         self.relay = MaskRelay(store, links)
         self.required = max(self.required, self.relay.threshold)  # the sites open no sum of fewer
         self.catch_up()
@@ -52,9 +60,10 @@ class EncryptedRounds(Rounds):
     def catch_up(self) -> None:
         """Send each site that missed rounds the sums that it lacks, oldest first."""
         for number in range(min(link.round_number for link in self.links.by_site.values()) + 1, self.closed + 1):
-            data = self.store.aggregate(number)
-            behind = dict.fromkeys(self.links.at_round(number - 1), data)
-            self._applied(number, self.links.exchange("evaluate", behind, number, ROUND_TIMEOUT_SECONDS))
+            behind = self.links.at_round(number - 1)
+            self.keys.hand_out(number, behind)
+            orders = dict.fromkeys(behind, self.store.aggregate(number))
+            self._applied(number, self.links.exchange("evaluate", orders, number, ROUND_TIMEOUT_SECONDS))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -65,7 +74,8 @@ class EncryptedRounds(Rounds):
     def _orders(self, number: int) -> Mapping[str, bytes]:
         self.catch_up()
         self.version = self._common_version(self.closed)
-        return self.relay.orders(number, self.links.at_round(self.closed), self.version)
+        ready = self.keys.ready(number, self.links.at_round(self.closed), self.required)
+        return self.relay.orders(number, ready, self.version)
 
     def _check(self, body: bytes) -> None:
         if body[:32].hex() != self.version:

@@ -73,7 +73,7 @@ class MaskRelay:
 
     def _gather(self, number: int, ready: list[str]) -> dict[str, Any]:
         """Each ready site's offer and packages: of those that hold the cohort's key, and whose word holds."""
-        keyed = (self.store.ceremony() or {}).get("joined", {})
+        keyed = self.store.ceremony(self.store.plan.encryption.epoch_of(number))["joined"]
         peers = [site for site in ready if site in keyed]
         made = {site: offered for site, offered in self._coming.get(number, {}).items() if site in peers}
         made |= self._bodies("offer", number, [site for site in peers if site not in made], {})

@@ -1,7 +1,7 @@
 """What the coordinator keeps of one run: enough to go on after a crash, nothing that opens an update.
 
 DIR/plan.json          plan, run id        DIR/identity.key   the coordinator's Ed25519 key
-DIR/roster.json        names and keys      DIR/ceremony.json  signed answers of the key ceremony
+DIR/roster.json        names and keys      DIR/ceremonies/N   signed answers of the key ceremony of epoch N
 DIR/rounds.jsonl       one entry per closed round, hash-chained
 DIR/aggregates/N       the sum of round N, as every site received it
 DIR/model              model state (readable runs), DIR/released.safetensors  the model the sites released
@@ -27,7 +27,7 @@ from common.keystore import load_secret
 from common.model_state import ModelState
 from common.roster import Roster
 from common.signing import Identity
-from common.wire import from_hex, from_json, plan_hash, to_json
+from common.wire import decode, from_hex, from_json, plan_hash, to_json
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunStore:
             plan = fill(Plan, from_json((directory / "plan.json").read_bytes()))
         except OSError:
             raise ConfigError(f"{directory} holds no run", "give the directory of an earlier run") from None
-        for leftover in [*directory.glob(".*.part"), *(directory / "aggregates").glob(".*.part")]:
+        for leftover in [*directory.glob(".*.part"), *directory.glob("*/.*.part")]:
             leftover.unlink()
         identity = Identity.from_private_bytes(load_secret(directory.parent / "identity.key", None))
         return cls(directory, from_hex(directory.name), plan, Roster.read(directory.parent / "roster.json"), identity)
@@ -109,12 +109,19 @@ class RunStore:
         head = to_json({"sites": sites})
         write_atomically(self._sum(round_number), len(head).to_bytes(4, "big") + head + total)
 
-    def ceremony(self) -> dict[str, Any] | None:
-        path = self.directory / "ceremony.json"
-        return from_json(path.read_bytes()) if path.exists() else None
+    def ceremony(self, epoch: int) -> dict[str, Any]:
+        """{joined: site -> its signed exchange key, made: the maker's answer, once there is one} of an epoch."""
+        path = self.directory / "ceremonies" / f"{epoch:06d}"
+        return from_json(path.read_bytes()) if path.exists() else {"joined": {}}
 
-    def keep_ceremony(self, answers: Mapping[str, Any]) -> None:
-        write_atomically(self.directory / "ceremony.json", to_json(dict(answers)))
+    def keep_ceremony(self, epoch: int, answers: Mapping[str, Any]) -> None:
+        (self.directory / "ceremonies").mkdir(exist_ok=True)
+        write_atomically(self.directory / "ceremonies" / f"{epoch:06d}", to_json(dict(answers)))
+
+    def makers(self) -> list[str]:
+        """Who made the cohort's key, epoch after epoch: as often as it was renewed, and once before."""
+        answers = (self.ceremony(int(path.name)) for path in sorted((self.directory / "ceremonies").glob("[0-9]*")))
+        return [decode(from_hex(a["made"]), self.roster.public_key_of).sender for a in answers if "made" in a]
 
     def state(self) -> ModelState | None:
         path = self.directory / "model"

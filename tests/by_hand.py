@@ -139,11 +139,14 @@ class Coordinator:
     def join(self, names: Iterable[str] | None = None) -> None:
         self.joined = {name: self.ask(name, "join", 0, self.join_order()).hex() for name in names or self.names}
 
-    def share_key(self) -> None:
-        maker = min(self.joined)
-        self.made_key = self.ask(maker, "make_key", 0, {"joined": self.joined}).hex()
-        for name in self.joined:
-            self.ask(name, "install_key", 0, {"joined": self.joined, "made": self.made_key})
+    def share_key(self, epoch: int = 1) -> None:
+        """The key of an epoch, made by one of those who announced exchange keys for it: now in `joined`."""
+        first = self.store.plan.encryption.first_round(epoch)
+        self.joined = self.joined if epoch == 1 else self.coming
+        makers = sorted(self.joined)
+        self.made_key = self.ask(makers[(epoch - 1) % len(makers)], "make_key", first, {"joined": self.joined}).hex()
+        order = {"joined": self.joined, "made": self.made_key}
+        self.coming = {name: self.ask(name, "install_key", first, order).hex() for name in self.joined}
 
     def model_hash(self, name: str) -> str:
         run = runs.SiteRun.open(self.directories[name] / "runs", self.store.run)

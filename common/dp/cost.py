@@ -52,5 +52,21 @@ def planned_events(plan: Plan, cohort: int, rounds: Iterable[int]) -> tuple[DpEv
     return tuple(event for cost in costs for events in cost.values() for event in events)
 
 
+def noise_share(plan: Plan, cohort: int) -> float:
+    """Standard deviation of the noise that each site adds to its update before encryption (model units); 0: none.
+
+    One unit of privacy moves the update by so much at most. `distributed`: one record's clipped gradient on its way
+    into the weights. `site`: from any bounded update to any other. Projecting an update onto a ball or a box, or
+    turning it, moves no two updates apart, so neither raises this.
+    """
+    training, privacy = plan.training, plan.privacy
+    if not privacy.in_shares:
+        return 0.0
+    reach = 2 * privacy.max_update_norm
+    if privacy.mode == "distributed":
+        reach = privacy.max_grad_norm * training.learning_rate / training.lot_size
+    return NoiseShares(cohort, privacy.colluding).share(privacy.noise_multiplier * reach)
+
+
 def _left(plan: Plan, cohort: int, summed: int) -> float:
     return NoiseShares(cohort, plan.privacy.colluding).left(summed) if plan.privacy.in_shares else 1.0

@@ -76,7 +76,7 @@ class NoiseGrid:
         """Units per integer: no value with its noise ever leaves the range."""
         return (self.largest + _TAIL * self.std) / ((1 << (self.bits - 1)) - 1)
 
-    def noised(self, values: Vector, normal: Vector) -> NDArray[np.int64]:
+    def noised(self, values: Vector, normal: NDArray[np.floating]) -> NDArray[np.int64]:
         """values: (d,), projected onto the box of `largest` first, which moves no two vectors apart.
 
         normal: (d,) fresh, secret draws from the standard normal distribution.

@@ -69,7 +69,7 @@ def test_an_offer_commits_to_the_secrets_whose_shares_it_packs(begun):
     for peer in (BIRKE, CEDAR, DORN):
         theirs = run_of(begun, peer)
         context = package_context(run.run, 1, ADLER, peer)
-        package = open_sealed(theirs.exchange_key, run.peers()[ADLER], from_hex(made["packages"][peer]), context)
+        package = open_sealed(theirs.exchange_key(1), run.peers(1)[ADLER], from_hex(made["packages"][peer]), context)
         shares[peer] = split_package(package)
     assert combine_shares({peer: share for peer, (share, _) in shares.items()}, 3) == self_seed
     assert combine_shares({peer: share for peer, (_, share) in shares.items()}, 3) == mask_key.private_bytes()
@@ -166,7 +166,7 @@ class Adversary(RuleBasedStateMachine):
             run = run_of(self.played, COLLUDER)
             box = from_hex(self.made[name]["packages"][COLLUDER])
             context = package_context(run.run, self.number, name, COLLUDER)
-            pair = split_package(open_sealed(run.exchange_key, run.peers()[name], box, context))
+            pair = split_package(open_sealed(run.exchange_key(1), run.peers(1)[name], box, context))
             for kind, share in zip(("self", "keys"), pair, strict=True):
                 self.shares.setdefault((self.number, kind, name), {})[COLLUDER] = share
 

@@ -288,7 +288,7 @@ def seen(trained):
     run, scheme = run_of(trained, ADLER), trained.scheme
     length, bits = 12 * scheme.values_per_ciphertext, scheme.plain_modulus_bits
     update = np.rint(np.random.default_rng().normal(scale=300, size=length)).astype(np.int64)
-    key = run_of(trained, DORN).cohort_key()
+    key = run_of(trained, DORN).cohort_key(1)
     mask = masking.mask(trained.site(ADLER), run, 1, length)
     masked, bare = (decrypted(encrypt(update, key, added), key) for added in (mask, None))
     pair = masking._pair_seeds(trained.site(DORN), run_of(trained, DORN), 1, mask_key_of(trained, DORN))[ADLER]

@@ -78,7 +78,7 @@ class MaskedRounds:
         overrides = (f"encryption.threshold={threshold}", "federation.rounds=100000", "federation.min_cohort=3")
         overrides = (*overrides, "privacy.epsilon=1000", "privacy.noise_multiplier=100", "training.sample_rate=0.01")
         self.played = Coordinator.ready(place, names, *overrides)
-        self.played.store.keep_ceremony({"joined": self.played.joined, "made": self.played.made_key})
+        self.played.store.keep_ceremony(1, {"joined": self.played.joined, "made": self.played.made_key})
         self.weather = Weather(seed, chance=0.15)
         self.random = random.Random(seed)
         self.size = 4
@@ -257,8 +257,9 @@ def whole_runs(memory: Path, runs: int, preset: str) -> Counter[str]:
     for number in range(runs):
         phases = frozenset(dice.sample(PHASES, k=dice.randint(1, 4)))
         weather = Weather(dice.getrandbits(32), dice.choice([0.15, 0.3, 0.5]), phases)
+        key_rounds = f"encryption.key_rounds={number % 3}"
         overrides = ("federation.min_cohort=3", f"simulation.insecure_randomness={1 + number}")
-        place = workplace(memory / f"masked-{number}", NAMES, f"encryption.preset={preset}", *overrides)
+        place = workplace(memory / f"masked-{number}", NAMES, f"encryption.preset={preset}", key_rounds, *overrides)
         seen += run_until_done(place, weather) + weather.lost
         survivors = summed(place)
         expected = readable_model(memory / f"readable-{number}", survivors, *overrides)

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from client import masking
+from client import cohort_keys, masking
 from client.runs import SiteRun
 from client.site import AUDIT_CONTEXT, verify_entry
 from common.append_log import AppendLog
@@ -18,6 +18,7 @@ from common.config import fill, to_table
 from common.errors import ProtocolError
 from common.federation import Plan
 from common.he.ciphertexts import Aggregate, Ciphertext, from_dense, round_words, to_dense
+from common.he.keys import wrap
 from common.he.packing import blocks
 from common.he.scheme import PRESETS, CohortKey, encrypt, expand_seeds, open_sum
 from common.keystore import load_secret
@@ -50,7 +51,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def begun(joined, tmp_path):
     copied = joined.copy(tmp_path / "run")
-    copied.joined, copied.made_key = joined.joined, joined.made_key
+    copied.joined, copied.coming, copied.made_key = joined.joined, joined.coming, joined.made_key
     return copied
 
 
@@ -99,10 +100,10 @@ def test_the_masks_are_all_that_keeps_one_ciphertext_shut(attack):
     """Whoever held the cohort's key and adler's own mask would read adler's update: so the attacks below are real."""
     run, size = run_of(attack, ADLER), attack.length
     sent = Aggregate.decode(attack.scheme, size, one_as_many(attack, ADLER, 1))
-    opened = open_sum(sent, run.cohort_key(), masking.mask(attack.site(ADLER), run, 2, size))
+    opened = open_sum(sent, run.cohort_key(1), masking.mask(attack.site(ADLER), run, 2, size))
     assert np.abs(opened).max() < 2**15
     with pytest.raises(ProtocolError, match="does not open"):
-        open_sum(sent, run.cohort_key())
+        open_sum(sent, run.cohort_key(1))
 
 
 def test_one_ciphertext_under_many_names_after_the_true_sum_was_agreed_on(attack):
@@ -379,7 +380,7 @@ def test_a_swapped_exchange_key_is_refused(begun):
     answers = dict(begun.joined)
     swapped = {**answers, ADLER: answers[BIRKE]}
     for name in (ADLER, CEDAR):
-        code, message = begun.refused(name, "install_key", 0, {"joined": swapped, "made": begun.made_key})
+        code, message = begun.refused(name, "install_key", 1, {"joined": swapped, "made": begun.made_key})
         assert (code, message) == (
             "TrustError",
             "an exchange key is not signed by the site that it is said to be from",
@@ -388,13 +389,13 @@ def test_a_swapped_exchange_key_is_refused(begun):
     body = json.loads(mine.body) | {"exchange": "11" * 32}
     forged = encode(dataclasses.replace(mine, body=to_json(body), sender=COORDINATOR), begun.store.identity).hex()
     for shown in ({**answers, ADLER: forged}, {**answers, "mallory": forged}):
-        assert begun.refused(CEDAR, "install_key", 0, {"joined": shown, "made": begun.made_key})[0] == "TrustError"
+        assert begun.refused(CEDAR, "install_key", 1, {"joined": shown, "made": begun.made_key})[0] == "TrustError"
 
 
 def test_exchange_keys_once_shown_never_change(begun):
     """Not even to fewer sites: shares would be sealed for nobody."""
     fewer = {name: begun.joined[name] for name in (ADLER, BIRKE, CEDAR)}
-    code, message = begun.refused(ADLER, "install_key", 0, {"joined": fewer, "made": begun.made_key})
+    code, message = begun.refused(ADLER, "install_key", 1, {"joined": fewer, "made": begun.made_key})
     assert (code, message) == ("TrustError", "the coordinator shows other exchange keys than before")
 
 
@@ -403,7 +404,7 @@ def test_an_exchange_key_of_another_run_is_refused(begun, tmp_path):
     other.store = type(other.store).create(begun.place.out / "coordinator", begun.store.plan)
     other.join()
     mixed = {**begun.joined, BIRKE: other.joined[BIRKE]}
-    code, message = begun.refused(ADLER, "install_key", 0, {"joined": mixed, "made": begun.made_key})
+    code, message = begun.refused(ADLER, "install_key", 1, {"joined": mixed, "made": begun.made_key})
     assert (code, message) == ("TrustError", "a relayed answer belongs to another run")
 
 
@@ -442,6 +443,101 @@ def test_an_offer_of_an_earlier_round_is_refused(attack):
 def test_too_few_offers_are_refused(begun):
     made = begun.offers(1, [ADLER, BIRKE])
     assert begun.refused(ADLER, "train", 1, begun.training(ADLER, made))[0] == "CohortTooSmall"
+
+
+# Every epoch has one key of its own.
+
+
+@pytest.fixture(scope="module")
+def epoch_over(tmp_path_factory):
+    """A key for every round: the first is over, the second key is not made yet."""
+    made = Coordinator.ready(tmp_path_factory.mktemp("epochs") / "run", NAMES, "encryption.key_rounds=1")
+    made.old_key = run_of(made, ADLER).cohort_key(1)
+    made.first = made.whole_round(1)
+    return made
+
+
+@pytest.fixture
+def due(epoch_over, tmp_path):
+    copied = epoch_over.copy(tmp_path / "run")
+    copied.joined, copied.coming, copied.made_key = epoch_over.joined, epoch_over.coming, epoch_over.made_key
+    copied.old_key = epoch_over.old_key
+    return copied
+
+
+def signed_by(coordinator: Coordinator, name: str, number: int, body: dict) -> str:
+    """What a site that colludes would say."""
+    envelope = dataclasses.replace(coordinator.read(from_hex(coordinator.coming[name])), round_number=number)
+    signer = Identity.from_private_bytes(load_secret(coordinator.directories[name] / "identity.key", None))
+    return encode(dataclasses.replace(envelope, body=to_json(body)), signer).hex()
+
+
+def test_the_key_of_one_epoch_is_no_key_of_another(due):
+    code, message = due.refused(ADLER, "install_key", 2, {"joined": due.coming, "made": due.made_key})
+    assert (code, message) == ("TrustError", "the key was made for another epoch")
+    stale = due.body(from_hex(due.made_key))
+    relabelled = signed_by(due, due.read(from_hex(due.made_key)).sender, 2, stale)
+    code, message = due.refused(ADLER, "install_key", 2, {"joined": due.coming, "made": relabelled})
+    assert (code, message) == ("TrustError", "a sealed message does not open")
+    assert not run_of(due, ADLER).has_cohort_key(2)
+
+
+def test_a_key_that_served_an_earlier_epoch_never_comes_back(due):
+    """Its maker colludes: signature, context and boxes are all as they should be."""
+    run = run_of(due, BIRKE)
+    publics = {name: from_hex(due.body(from_hex(data))["exchange"]) for name, data in due.coming.items()}
+    wrapped = wrap(due.old_key, run.exchange_key(2), publics, cohort_keys._context(run, 2, BIRKE))
+    boxes = {name: box.hex() for name, box in wrapped.boxes.items()}
+    made = signed_by(due, BIRKE, 2, {"wrapped": wrapped.wrapped.hex(), "boxes": boxes})
+    code, message = due.refused(ADLER, "install_key", 2, {"joined": due.coming, "made": made})
+    assert (code, message) == ("TrustError", "the key of an earlier epoch is shown as a new one")
+    assert not run_of(due, ADLER).has_cohort_key(2)
+
+
+def test_two_keys_for_one_epoch_are_refused_for_ever(due):
+    first, second = (due.ask(name, "make_key", 2, {"joined": due.coming}).hex() for name in (BIRKE, CEDAR))
+    due.ask(ADLER, "install_key", 2, {"joined": due.coming, "made": first})
+    kept = run_of(due, ADLER).cohort_key(2).export_for_wrapping()
+    for _ in range(2):
+        code, message = due.refused(ADLER, "install_key", 2, {"joined": due.coming, "made": second})
+        assert (code, message) == ("TrustError", "the coordinator shows another key for an epoch that has one")
+    assert due.refused(ADLER, "make_key", 2, {"joined": due.coming})[0] == "ProtocolError"
+    due.ask(ADLER, "install_key", 2, {"joined": due.coming, "made": first})
+    assert run_of(due, ADLER).cohort_key(2).export_for_wrapping() == kept
+
+
+def test_sites_that_were_shown_different_keys_open_nothing_together(due):
+    first, second = (due.ask(name, "make_key", 2, {"joined": due.coming}).hex() for name in (BIRKE, CEDAR))
+    for name in NAMES:
+        due.ask(name, "install_key", 2, {"joined": due.coming, "made": second if name == DORN else first})
+    made = due.offers(2)
+    published = due.publish(2, made, NAMES, due.total(due.train(2, made).values()))
+    for name in NAMES:
+        code, message = due.refused(name, "apply", 2, published.encode(), kind=Kind.AGGREGATE)
+        assert (code, message) == ("ProtocolError", "the aggregate does not open")
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+@pytest.mark.parametrize("action", ["make_key", "install_key"])
+def test_no_key_before_its_epoch_is_due_nor_after(due, action, number):
+    code, message = due.refused(ADLER, action, number, {"joined": due.coming, "made": due.made_key})
+    assert (code, message) == ("WrongRound", f"no epoch that is due at this site begins with round {number}")
+
+
+def test_an_exchange_key_of_an_earlier_epoch_is_refused(due):
+    """Else a key that a thief took in one epoch would open the cohort key of every later one."""
+    for stale in (due.joined, {**due.coming, BIRKE: due.joined[BIRKE]}):
+        for action in ("make_key", "install_key"):
+            code, message = due.refused(ADLER, action, 2, {"joined": stale, "made": due.made_key})
+            assert (code, message) == ("TrustError", "an exchange key belongs to another epoch")
+
+
+def test_a_round_without_the_key_of_its_epoch_is_not_masked_trained_or_charged(due):
+    spent = len(due.site(ADLER).ledger.entries)
+    assert due.refused(ADLER, "offer", 2)[0] == "ProtocolError"
+    body = {"model_hash": due.model_hash(ADLER), "offers": {}, "packages": {}}
+    assert due.refused(ADLER, "train", 2, body)[0] == "ProtocolError"
+    assert len(due.site(ADLER).ledger.entries) == spent
 
 
 # The cohort is who the roster says.
@@ -540,6 +636,15 @@ def test_a_model_that_does_not_fit_is_never_built(tmp_path, joined, change, reas
     assert (code, reason in message) == ("ProtocolError", True), message
 
 
+def test_scales_for_another_number_of_layers_are_refused_when_joining(begun):
+    table = to_table(begun.store.plan)
+    table["encryption"] |= {"layer_scales": [1.0]}
+    body, plan = {"plan": table, "cohort": begun.names}, fill(Plan, table)
+    code, message = begun.refused(ADLER, "join", 0, body, run=bytes(16), plan=plan_hash(plan))
+    assert (code, "encryption.layer_scales" in message) == ("ConfigError", True)
+    assert not (begun.directories[ADLER] / "runs" / bytes(16).hex()).exists()
+
+
 def test_a_readable_order_gets_no_update_from_an_encrypted_plan(begun):
     model = bytes(4 * begun.length)
     code, message = begun.refused(ADLER, "train", 1, model, kind=Kind.READABLE_ORDER)
@@ -624,7 +729,8 @@ def test_the_record_holds_no_secret_and_no_flood_of_words(attack):
     attack.refused(ADLER, "join", 0, {**attack.join_order(), "plan": {"x" * 100_000: 1}}, run=bytes(16))
     log = (attack.directories[ADLER] / "audit.jsonl").read_bytes()
     run = run_of(attack, ADLER)
-    secrets = [*secrets_of(attack, ADLER, 2), run.exchange_key.private_bytes(), run.cohort_key().export_for_wrapping()]
+    keys = [run.exchange_key(1).private_bytes(), run.cohort_key(1).export_for_wrapping()]
+    secrets = [*secrets_of(attack, ADLER, 2), *keys]
     assert not any(secret.hex().encode() in log or secret in log for secret in secrets)
     assert len(log) < 10_000
 
@@ -633,5 +739,5 @@ def test_a_site_without_a_key_or_peers_refuses_in_words(tmp_path):
     """It has joined, and the coordinator skips the key ceremony."""
     coordinator = Coordinator.ready(tmp_path / "run")
     run = run_of(coordinator, ADLER)
-    (run.directory / "peers.json").unlink()
+    (run.directory / "peers-000001").unlink()
     assert coordinator.refused(ADLER, "offer", 1)[0] == "ProtocolError"

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from client.site import Site
 from common.config import fill, load_table, override
-from common.errors import BudgetExceeded, CohortTooSmall, PrivacyError, ProtocolError
+from common.errors import BudgetExceeded, CohortTooSmall, ConfigError, PrivacyError, ProtocolError
 from common.wire import Envelope, Kind, encode
 from scenarios.cli import main
 from scenarios.grid import Delivery, as_it_is
@@ -86,13 +86,28 @@ def test_the_report_keeps_the_contract_and_the_ledgers_agree(tmp_path):
     assert "va-long-beach" in report["final_by_site"]
 
 
-def test_encrypted_and_readable_runs_give_the_same_model_up_to_rounding(tmp_path):
-    encrypted, readable = workplace(tmp_path / "e"), workplace(tmp_path / "r", "encryption.preset=none")
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        [],
+        ["encryption.rotate=true", "encryption.rounding=conditional"],
+        ["encryption.layer_scales=[2, 2]"],
+        ["encryption.largest=1.9"],
+    ],
+)
+def test_encrypted_and_readable_runs_give_the_same_model_up_to_rounding(tmp_path, encoded):
+    encrypted, readable = workplace(tmp_path / "e", *encoded), workplace(tmp_path / "r", "encryption.preset=none")
     simulate(encrypted)
     simulate(readable)
     step = 2.0 / 32767
     assert np.abs(released(encrypted) - released(readable)).max() < 4 * step
     assert np.abs(released(readable)).max() > 100 * step
+
+
+def test_scales_for_another_number_of_layers_are_refused_before_a_run_exists(tmp_path):
+    with pytest.raises(ConfigError, match=r"encryption\.layer_scales"):
+        workplace(tmp_path, "encryption.layer_scales=[1, 1, 1]")
+    assert not list((tmp_path / "coordinator").glob("*/plan.json"))
 
 
 def test_the_coordinator_holds_no_model_when_nothing_is_revealed(tmp_path):
@@ -103,7 +118,7 @@ def test_the_coordinator_holds_no_model_when_nothing_is_revealed(tmp_path):
     model = Site.open(place.sites[0]).directory / "runs" / place.run.name / "state"
     assert model.exists()
     for path in place.run.rglob("*"):
-        assert not path.is_file() or "cohort.key" not in path.name
+        assert not path.is_file() or not path.name.startswith(("cohort", "exchange", "made"))
 
 
 def test_only_declared_numbers_leave_a_site_readable(tmp_path):

@@ -72,7 +72,7 @@ def edited(edit: Callable[[dict[str, Any]], object]) -> Change:
 @pytest.fixture(scope="module")
 def joined(tmp_path_factory):
     made = Coordinator.ready(tmp_path_factory.mktemp("joined") / "run")
-    made.store.keep_ceremony({"joined": made.joined, "made": made.made_key})
+    made.store.keep_ceremony(1, {"joined": made.joined, "made": made.made_key})
     return made
 
 
@@ -188,8 +188,8 @@ def test_an_offer_of_another_site_or_round_is_left_out(played):
 
 def test_a_site_that_came_after_the_key_ceremony_stops_nobody(played):
     """Nobody has a package for it, and it has no key: the round goes on without it."""
-    early = {name: answer for name, answer in played.store.ceremony()["joined"].items() if name != BIRKE}
-    played.store.keep_ceremony({**played.store.ceremony(), "joined": early})
+    early = {name: answer for name, answer in played.store.ceremony(1)["joined"].items() if name != BIRKE}
+    played.store.keep_ceremony(1, {**played.store.ceremony(1), "joined": early})
     relay = relay_of(played, {(n, "offer"): edited(lambda body: body["packages"].pop(BIRKE)) for n in early})
     assert trained(played, relay)[0] == [ADLER, CEDAR, DORN]
 
