@@ -169,6 +169,7 @@ def _wire(observer: Observer, parameters: int, store: RunStore) -> dict[str, Any
         "bytes_per_update": sent,
         "bytes_up_per_parameter": sent / parameters,
         "header_bytes": head,
+        "cohort_keys": len(store.makers()),
         "scheme": {**asdict(scheme), "security_bits": scheme.security_bits} if scheme else {},
     }
 

@@ -33,7 +33,7 @@ _ROUND: dict[str, Any] = {"round": 0, "seconds": None, "metrics": {}, "epsilon":
 _SITE = dict.fromkeys(
     ("site", "epsilon", "delta", "noise_multiplier", "bytes_up", "bytes_down", "refusals", "records", "ledger_head")
 )
-_WIRE = dict.fromkeys(("parameters", "bytes_up_per_parameter", "bytes_per_update", "header_bytes"))
+_WIRE = dict.fromkeys(("parameters", "bytes_up_per_parameter", "bytes_per_update", "header_bytes", "cohort_keys"))
 _SIMULATORS = ("local", "ray")
 
 

@@ -1,6 +1,7 @@
 """Runs whose sites change their key on the way: the same model, bit for bit, wherever the run is stopped."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from client.app import app as client_app
 from client.runs import SiteRun
 from scenarios.engines import run_local
 from scenarios.grid import Delivery, LocalGrid, as_it_is
+from scenarios.simulate import simulate
 from scenarios.simulation import Workplace
 from server.app import build_app
 from server.store import RunStore
@@ -51,6 +53,10 @@ def test_new_keys_change_no_bit_of_the_model(tmp_path, expected, key_rounds, mak
     assert RunStore.open(place.run).makers() == makers
     hashes = {path.read_bytes() for site in place.sites for path in site.glob("runs/*/cohort-*.hash")}
     assert len(hashes) == len(makers)
+    report = simulate(place)  # of a run that is over: it only reports
+    assert report["wire"]["cohort_keys"] == len(makers)
+    page = Path(report["report"]).read_text()
+    assert f'Keys of the sites, one after the other</th><td class="number">{len(makers)}</td>' in page
     assert not [path for site in place.sites for path in site.glob("runs/*/*.key")]
 
 
