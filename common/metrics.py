@@ -35,8 +35,11 @@ class MetricsCode:
 
     @property
     def step(self) -> float:
-        """Counts per integer."""
-        return self._grid().step if self.std else self.largest_count / ((1 << (self.bits - 1)) - 1)
+        """Counts per integer; without noise such that whole counts are whole numbers of steps."""
+        if self.std:
+            return self._grid().step
+        most = (1 << (self.bits - 1)) - 1
+        return 1 / (most // self.largest_count) if most >= self.largest_count else self.largest_count / most
 
     def encode(self, counts: Counts, normal: NDArray[np.floating]) -> NDArray[np.int64]:
         """counts, normal: (size,); normal: fresh, secret draws from the standard normal distribution."""

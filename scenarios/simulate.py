@@ -16,6 +16,7 @@ from client.site import Site
 from common.config import to_table
 from common.dp.accounting import NEIGHBOURING
 from common.evaluators.utility import evaluate
+from common.federation import Plan
 from common.he.parameters import choose_scheme
 from common.model_state import ModelState
 from common.models import build, load_parameters, parameters_of, predict
@@ -113,20 +114,27 @@ def _report(
         "final_by_site": {name: observer.score(state, part) for name, part in observer.held_out.items() if len(part)},
         "sites": [_site_row(observer, site, traffic) for site in observer.sites],
         "wire": _wire(observer, state.model.size, store),
-        "privacy": {
-            "mode": plan.privacy.mode,
-            "unit": "record",
-            "neighbouring": NEIGHBOURING,
-            "adversary": "sees every released update of the site",
-            "sampling": plan.training.sampling,
-            "epsilon": plan.privacy.epsilon,
-            "delta": plan.privacy.delta,
-        },
+        "privacy": _promise(plan),
     }
     if simulation.simulation.baselines:
         report["baselines"] = _baselines(observer)
     write_report(workplace.out, report)
     return report
+
+
+def _promise(plan: Plan) -> dict[str, Any]:
+    privacy, shares = plan.privacy, plan.privacy.in_shares
+    sees = "sees the opened sum of every round" if shares else "sees every released update of the site"
+    return {
+        "mode": privacy.mode,
+        "unit": "all records of one site" if privacy.mode == "site" else "record",
+        "neighbouring": "one site's records, replaced by any others" if privacy.mode == "site" else NEIGHBOURING,
+        "adversary": f"{sees}, and knows everything but the one unit",
+        "sampling": plan.training.sampling,
+        "epsilon": privacy.epsilon,
+        "delta": privacy.delta,
+        **({"colluding": privacy.colluding} if shares else {}),
+    }
 
 
 def _baselines(observer: Observer) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 READABLE = "updates travelled readable"  # how a report's reasons begin that are told by the settings as well
 NO_PRIVACY = "no differential privacy"
 
+_IN_SHARES = ("distributed", "site")
+
 Level = Literal["no", "limited", "yes"]
 
 
@@ -35,8 +37,10 @@ class Party:
 class Disclosure:
     """The facts that decide who learns what.
 
-    private: every site's update is (epsilon, delta)-differentially private for each record. void: reasons why that
-    does not hold in this run although it was asked for. smallest_sum: the fewest sites added up in one round.
+    private: what the mode protects, a record or (`site`) a whole site, is (epsilon, delta)-differentially private in
+    all that is opened. void: reasons why that does not hold in this run although it was asked for. colluding: how many
+    sites may pool their noise before it stops holding; None where no site's protection rests on the others' noise.
+    smallest_sum: the fewest sites added up in one round.
     epsilon: the most that a record of any site has lost by now, at `delta`; infinity when the report does not say.
     """
 
@@ -48,6 +52,8 @@ class Disclosure:
     epsilon: float
     delta: float
     insecure: tuple[str, ...] = ()
+    colluding: int | None = None
+    unit: str = "record"
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> "Disclosure":
@@ -59,13 +65,15 @@ class Disclosure:
         min_cohort = federation.get("min_cohort", 2)
         return cls(
             encrypted=encryption.get("preset", "none") != "none",
-            private=privacy.get("mode") == "local",
+            private=privacy.get("mode") in ("local", *_IN_SHARES),
             reveal=federation.get("reveal", "every-round"),
             min_cohort=min_cohort,
             smallest_sum=max(fewest, min_cohort),
             epsilon=_most((site["epsilon"] for site in charged), privacy.get("epsilon"), math.inf),
             delta=_most((site["delta"] for site in charged), privacy.get("delta"), 1.0),
             insecure=tuple(report["insecure"]),
+            colluding=privacy.get("colluding", 1) if privacy.get("mode") in _IN_SHARES else None,
+            unit="site" if privacy.get("mode") == "site" else "record",
         )
 
     @property
@@ -146,10 +154,22 @@ def who_learns_what(facts: Disclosure) -> tuple[Party, ...]:
 
 def _records(facts: Disclosure) -> Answer:
     if facts.bounded:
-        return Answer("limited", f"For each record at most {facts.bound}.")
+        whose = "For each record" if facts.unit == "record" else "For all records of a site together"
+        return Answer("limited", f"{whose} at most {facts.bound}{_provided(facts)}.")
     if facts.private:
         return Answer("yes", "No limit holds. See the red box.")
     return Answer("yes", "No limit. A model or update without noise can give records away.")
+
+
+def _provided(facts: Disclosure) -> str:
+    """On what a limit rests that noise in shares gives."""
+    if facts.colluding is None:
+        return ""
+    return (
+        f", while no more than {facts.colluding} of the sites pool their noise"
+        if facts.colluding > 1
+        else (", while no two sites pool their noise")
+    )
 
 
 def _revealed(facts: Disclosure) -> Answer:
@@ -212,12 +232,18 @@ def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], 
             "the threshold of the plan says, they can lift the masks of the others.",
         ),
         (
+            facts.bounded and facts.colluding is not None,
+            "Noise that sites share",
+            "Each site adds a part of the noise, and only the sum protects records. A site that adds none, or tells "
+            f"others its own, counts as colluding. The limit holds up to {facts.colluding} such.",
+        ),
+        (
             facts.min_cohort == 2,
             "Very small rounds",
             "The plan lets a round close with two sites. Then each can work out the other's update.",
         ),
         (
-            facts.bounded,
+            facts.bounded and facts.unit == "record",
             "People with several records",
             "The limit counts for one record. A person with several records, at one site or at many, can lose as many "
             "times more.",

@@ -28,8 +28,13 @@ from server.summary import (
     words,
 )
 
-_TABLES = ("federation", "model", "training", "privacy", "encryption", "data", "simulation")
-_ROUND: dict[str, Any] = {"round": 0, "seconds": None, "metrics": {}, "epsilon": {}, "sites": None, "left_out": []}
+_TABLES = ("federation", "model", "training", "privacy", "encryption", "metrics", "data", "simulation")
+_ROUND: dict[str, Any] = {
+    "round": 0,
+    **dict.fromkeys(("seconds", "sites")),
+    "left_out": [],
+    **{key: {} for key in ("metrics", "epsilon", "reported")},
+}
 _SITE = dict.fromkeys(
     ("site", "epsilon", "delta", "noise_multiplier", "bytes_up", "bytes_down", "refusals", "records", "ledger_head")
 )
@@ -71,6 +76,7 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
     facts, simulated = Disclosure.of(report), report["engine"] in _SIMULATORS
     return environment.get_template("report.html.j2").render(
         report,
+        facts=facts,
         fingerprint=fingerprint,
         name=report["config"]["federation"].get("name") or "federation",
         simulated=simulated,
@@ -83,6 +89,7 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         gaps=not_protected(facts, simulated),
         metrics={key: how for key, (_, how) in METRICS.items() if key in report["final"]},
         plots={key: Markup(svg) for key, svg in _plots(report, facts).items()},  # noqa: S704  # escaped as XML
+        measured=[(entry["round"], entry["reported"]) for entry in report["rounds"] if entry["reported"]],
         absences=[(entry["round"], out) for entry in report["rounds"] for out in entry["left_out"]],
     )
 

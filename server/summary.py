@@ -25,6 +25,7 @@ _PROMISES = {  # key -> what it is called
     "sampling": "Sampling of records",
     "mode": "Mode",
     "adversary": "Adversary",
+    "colluding": "Sites that may pool their noise",
 }
 _NAMES = 12  # written out in one sentence
 
@@ -35,7 +36,7 @@ def summary(report: Mapping[str, Any], facts: Disclosure) -> list[tuple[str, str
         "What was trained?": _trained(report),
         "By whom?": _parties(report),
         "What left each site?": _departed(report, facts),
-        "What may one record lose?": _lost(facts),
+        f"What may one {facts.unit} lose?": _lost(facts),
         "How good is the model?": _useful(report, facts),
         "Was a protection off?": "Yes. See the red box above." if facts.warnings else "No. No test-only switch was on.",
     }
@@ -50,9 +51,9 @@ def at_a_glance(report: Mapping[str, Any], facts: Disclosure) -> list[tuple[str,
         low, high = final[metric]["low"], final[metric]["high"]
         figures.append((metric_name(metric), f"{final[metric]['value']:.3f}", f"between {low:.3f} and {high:.3f}"))
     if facts.bounded:
-        figures.append(("One record loses", f"ε ≤ {round_up(facts.epsilon)}", f"with δ = {facts.delta:g}"))
+        figures.append((f"One {facts.unit} loses", f"ε ≤ {round_up(facts.epsilon)}", f"with δ = {facts.delta:g}"))
     else:
-        figures.append(("One record loses", "no limit", "no differential privacy holds"))
+        figures.append((f"One {facts.unit} loses", "no limit", "no differential privacy holds"))
     if wire["bytes_per_update"] is not None:
         form = "encrypted" if facts.encrypted else "readable"
         figures.append(("One update", size(wire["bytes_per_update"]), f"{form}, {number(wire['parameters'])} numbers"))
@@ -104,9 +105,10 @@ def _lost(facts: Disclosure) -> str:
     if not facts.bounded:
         return "There is no limit that holds. The values of ε below are only arithmetic."
     found = math.ceil(100 * detectable(facts.epsilon, facts.delta, 0.01) - 1e-9)
+    unit = facts.unit
     return (
         f"At most {facts.bound}. In words: think of somebody who sees everything that was released and knows every "
-        "other record. If their test wrongly suspects 1 in 100 records that were not used, it finds at most "
+        f"other {unit}. If their test wrongly suspects 1 in 100 {unit}s that were not used, it finds at most "
         f"{found} in 100 that were. Blind guessing finds 1."
     )
 
@@ -143,7 +145,10 @@ def figure(figures: Mapping[str, Any] | None) -> str:
     """A value with its interval."""
     if figures is None or not complete(figures):
         return "–"
-    return f"{figures['value']:.3f} ({figures['low']:.3f} to {figures['high']:.3f})"
+    digits = 0 if figures["value"] >= 100 else 3
+    return " ".join(
+        (f"{figures['value']:.{digits}f}", f"({figures['low']:.{digits}f} to {figures['high']:.{digits}f})")
+    )
 
 
 def size(size_bytes: float | None) -> str:

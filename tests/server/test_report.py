@@ -335,9 +335,35 @@ def test_without_differential_privacy_no_limit_is_claimed(page_of):
         assert "No limit. A model or update without noise can give records away." in page.row(party)
 
 
-@pytest.mark.parametrize("mode", ["distributed", "site", "surprise"])
-def test_a_mode_this_page_does_not_know_is_not_praised(page_of, mode):
-    assert "At most ε" not in page_of(configured(privacy={"mode": mode})).text
+def test_a_mode_this_page_does_not_know_is_not_praised(page_of):
+    assert "At most ε" not in page_of(configured(privacy={"mode": "surprise"})).text
+
+
+@pytest.mark.parametrize(
+    ("mode", "colluding", "told"),
+    [
+        ("distributed", 1, "For each record at most ε = 2.99, δ = 0.001, while no two sites pool their noise."),
+        ("distributed", 3, "ε = 2.99, δ = 0.001, while no more than 3 of the sites pool their noise."),
+        ("site", 1, "For all records of a site together at most ε = 2.99, δ = 0.001, while no two sites"),
+    ],
+)
+def test_noise_in_shares_is_a_limit_under_a_condition(page_of, mode, colluding, told):
+    report = configured(privacy={"mode": mode, "colluding": colluding})
+    page = page_of(report)
+    assert told in page.row("A reader")
+    assert f"The limit holds up to {colluding} such." in page.text
+    assert "pool their noise" not in page_of(configured()).text
+
+
+def test_what_the_sites_measured_together_is_told_with_its_noise(page_of):
+    report = configured()
+    assert "What the sites measured together" not in page_of(report).text
+    report["rounds"][1]["reported"] = {"accuracy": figures(0.8), "records": figures(276.4)}
+    page = page_of(report)
+    assert "The counts travelled masked and encrypted" in page.text
+    row = page.row("2276 (276 to 276)")
+    assert "0.800 (" in row
+    assert row.count("–") == 2
 
 
 @pytest.mark.parametrize(

@@ -316,3 +316,55 @@ def test_the_report_is_the_contracts(path: Path) -> None:
     }
     assert report.items() >= contract.items()
     assert {"sampling", "adversary", "accountant", "head"} <= set(report)
+
+
+# Reserve, then settle
+
+
+RESERVED, CAME_TO = (PoissonGaussian(3.0, 0.2, 5),), (PoissonGaussian(4.0, 0.2, 5),)
+
+
+def test_what_was_reserved_is_replaced_by_what_it_came_to(path: Path) -> None:
+    ledger = opened(path)
+    ledger.charge("run", 1, RESERVED)
+    ledger.settle("run", 1, CAME_TO)
+    assert ledger.events == opened(path).events == CAME_TO
+    assert ledger.epsilon == epsilon(CAME_TO, 1e-3)
+    assert [entry.record["kind"] for entry in AppendLog(path).entries()] == ["ledger", "charge", "settle"]
+
+
+def test_a_crash_before_settling_counts_as_the_worst(path: Path) -> None:
+    opened(path).charge("run", 1, RESERVED)
+    assert opened(path).events == RESERVED
+
+
+def test_settling_happens_once(path: Path) -> None:
+    ledger = opened(path)
+    ledger.charge("run", 1, RESERVED)
+    ledger.settle("run", 1, CAME_TO)
+    before = path.read_bytes()
+    ledger.settle("run", 1, (PoissonGaussian(50.0, 0.2, 5),))
+    assert path.read_bytes() == before
+    assert opened(path).events == CAME_TO
+
+
+def test_settling_never_costs_more_than_was_reserved_nor_pays_for_what_was_not(path: Path) -> None:
+    ledger = opened(path)
+    with pytest.raises(PrivacyError, match="never charged"):
+        ledger.settle("run", 1, CAME_TO)
+    ledger.charge("run", 1, CAME_TO)
+    with pytest.raises(PrivacyError, match="cost more than was reserved"):
+        ledger.settle("run", 1, RESERVED)
+    with pytest.raises(PrivacyError, match="never charged"):
+        ledger.settle("run", 1, CAME_TO, "metrics")
+    assert opened(path).events == CAME_TO
+
+
+def test_a_second_settlement_written_into_the_file_is_found(path: Path) -> None:
+    ledger = opened(path)
+    ledger.charge("run", 1, RESERVED)
+    ledger.settle("run", 1, CAME_TO)
+    log = AppendLog(path)
+    log.append(dict(log.entries()[-1].record))
+    with pytest.raises(TrustError, match="line 4"):
+        opened(path)

@@ -1,0 +1,49 @@
+"""Proves: what no analysis covers is refused, saying what is allowed and where to read why."""
+
+import pytest
+
+from common.config import fill, override
+from common.errors import ConfigError
+from common.federation import Plan
+
+SHARED = {
+    "privacy": {"mode": "distributed"},
+    "training": {"local_steps": 1},
+    "federation": {"min_cohort": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "source"),
+    [
+        (["training.local_steps=2"], "training.local_steps = 2", "2102.06387"),
+        (["training.momentum=0.9"], "training.momentum = 0.9", "2003.00295"),
+        (["training.sampling=shuffle"], "training.sampling = 'shuffle'", "1812.00984"),
+        (["privacy.mode=local", "training.sampling=shuffle"], "training.sampling = 'shuffle'", "1812.00984"),
+        (["encryption.preset=none"], "encryption.preset = 'none'", "2102.06387"),
+        (["privacy.mode=site", "encryption.preset=none"], "encryption.preset = 'none'", "2102.06387"),
+        (["privacy.colluding=4"], "privacy.colluding = 4", "2102.06387"),
+        (["encryption.layer_scales=[1.0]"], "encryption.layer_scales", "2102.06387"),
+        (["privacy.mode=site", "metrics.every=1"], "metrics.every = 1", "1710.06963"),
+    ],
+)
+def test_an_unsound_plan_is_refused_with_its_reason(changes: list[str], what: str, source: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        fill(Plan, override(SHARED, changes))
+    assert what in refusal.value.message
+    assert "allowed: " in refusal.value.hint
+    assert source in refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["training.server_momentum=0.9", "training.tail_average=0.5", "encryption.rotate=true", "metrics.every=3"],
+        ["privacy.mode=site", "training.local_steps=20", "training.momentum=0.9", "training.sampling=shuffle"],
+        ["privacy.mode=local", "training.local_steps=20", "training.momentum=0.9", "encryption.preset=none"],
+        ["privacy.mode=none", "training.sampling=shuffle", "encryption.preset=none"],
+    ],
+)
+def test_a_sound_plan_is_not(changes: list[str]) -> None:
+    fill(Plan, override(SHARED, changes))
