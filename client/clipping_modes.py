@@ -1,6 +1,7 @@
 """Three ways to the same sum of clipped per-record gradients, from the fastest to the one that always works."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -49,11 +50,12 @@ class ClippedSum:
         """
         self._total.zero_()
         parts = -(-len(labels) // self.records_at_once)
-        if parts == 1:
-            self._add(features, labels)
-        elif parts:
-            for part in zip(features.tensor_split(parts), labels.tensor_split(parts), strict=True):
-                self._add(*part)
+        with _all_digits():
+            if parts == 1:
+                self._add(features, labels)
+            elif parts:
+                for part in zip(features.tensor_split(parts), labels.tensor_split(parts), strict=True):
+                    self._add(*part)
         return self._total
 
     def _add(self, features: Tensor, labels: Tensor) -> None:
@@ -70,6 +72,20 @@ class ClippedSum:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Nothing to undo."""
+
+
+@contextmanager
+def _all_digits() -> Iterator[None]:
+    """No TF32, which cuDNN rounds convolutions to unasked: norm and sum would differ by more than a clip may be off."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 class BookKeeping(ClippedSum):
