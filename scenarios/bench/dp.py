@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from client.clipping import clipped_sum_for
 from client.clipping_modes import OneByOne
+from client.descent import Descent
+from client.releases import noised_sum
 from client.sampling import poisson_batch
-from client.train import Descent, noised_sum
 from common.federation import TrainingSettings, require
 from common.randomness import Randomness
 from scenarios.bench.dp_models import WORKS, Work
