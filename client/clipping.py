@@ -7,8 +7,9 @@ vectorised; `veilfed bench dp` measures them beside ours.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from client.clipping_modes import BookKeeping, ClippedSum, Losses, OneByOne, Vectorised, cross_entropy
+from client.clipping_modes import BookKeeping, ClippedSum, Losses, OneByOne, Vectorised, cross_entropy, layers_of
 from common.errors import ConfigError
 
 PROBES = 3  # records for the check: enough that a mix-up of two shows
@@ -25,59 +26,89 @@ _chosen: dict[object, tuple[type[ClippedSum], int]] = {}  # by structure: the wa
 
 
 def clipped_sum_for(
-    model: nn.Module, max_grad_norm: float, features: Tensor, labels: Tensor, losses: Losses = cross_entropy
+    model: nn.Module,
+    max_grad_norm: float,
+    features: Tensor,
+    labels: Tensor,
+    losses: Losses = cross_entropy,
+    shares: tuple[float, ...] = (),
 ) -> ClippedSum:
     """The fastest way that is right for this model, checked on the first PROBES of features (n, ...) and labels (n,).
 
-    Raises ConfigError naming the module when the model mixes records, so that no record has a gradient of its own.
+    shares: as `shares_of` gives them. Raises ConfigError naming the module when the model mixes records, so that no
+    record has a gradient of its own.
     """
     refuse_mixing_modules(model)
     if not len(labels):
-        return OneByOne(model, max_grad_norm, losses)
+        return OneByOne(model, max_grad_norm, losses, shares)
     probes, answers = features[:PROBES].clone(), labels[:PROBES].clone()  # storage of their own, to be measured
     shapes = [(path, type(module)) for path, module in model.named_modules()]
     parameters = [(name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in model.named_parameters()]
-    structure = (*shapes, *parameters, probes.shape, probes.dtype, losses)
+    structure = (*shapes, *parameters, probes.shape, probes.dtype, losses, shares)
     if structure not in _chosen:
-        _chosen[structure] = _choose(model, probes, answers, losses)
+        _chosen[structure] = _choose(model, probes, answers, losses, shares)
     way, records_at_once = _chosen[structure]
-    clipped_sum = way(model, max_grad_norm, losses)
+    clipped_sum = way(model, max_grad_norm, losses, shares)
     clipped_sum.records_at_once = records_at_once
     return clipped_sum
 
 
+def shares_of(model: nn.Module, clipping: str, weights: Sequence[float]) -> tuple[float, ...]:
+    """Each layer's share of max_grad_norm, their squares adding up to 1; () when the whole gradient has one bound.
+
+    Depends on public things only: the layers there are and the plan's weights for them (none: all alike).
+    Reference: McMahan et al. 2018, arXiv:1710.06963, for clipping layer by layer.
+    """
+    if clipping != "per-layer":
+        return ()
+    paths = list(layers_of(model))
+    if weights and len(weights) != len(paths):
+        raise ConfigError(
+            f"privacy.layer_weights has {len(weights)} numbers for a model of {len(paths)} layers",
+            f"allowed: none, or one for each of {', '.join(paths)}",
+        )
+    each = weights or (1.0,) * len(paths)
+    whole = math.hypot(*each)
+    return tuple(weight / whole for weight in each)
+
+
 def refuse_mixing_modules(model: nn.Module) -> None:
-    """Raise ConfigError when a module is known to let records see each other, and say what to put in its place."""
+    """Raise ConfigError when modules are known to let records see each other, and say what to put in their place."""
+    found, places = [], []
     for path, module in model.named_modules():
         keeps_statistics = isinstance(module, _InstanceNorm) and module.track_running_stats
         if isinstance(module, _BatchNorm) or keeps_statistics:
             channels = module.num_features
             groups = math.gcd(channels, 8) if channels else 8
-            raise ConfigError(
-                f"model.factory: {path or 'the model'} ({type(module).__name__}) mixes the records of a batch, "
-                "so no record's influence can be bounded",
-                f"replace it with torch.nn.GroupNorm({groups}, {channels or 'channels'})",
-            )
+            found.append(f"{path or 'the model'} ({type(module).__name__})")
+            places.append(f"{path or 'the model'} with torch.nn.GroupNorm({groups}, {channels or 'channels'})")
+    if found:
+        mixes = "mixes" if len(found) == 1 else "mix"
+        raise ConfigError(
+            f"model.factory: {', '.join(found)} {mixes} the records of a batch, "
+            "so no record's influence can be bounded",
+            f"replace {', '.join(places)}",
+        )
 
 
-def _choose(model: nn.Module, probes: Tensor, answers: Tensor, losses: Losses) -> tuple[type[ClippedSum], int]:
+def _choose(
+    model: nn.Module, probes: Tensor, answers: Tensor, losses: Losses, shares: tuple[float, ...]
+) -> tuple[type[ClippedSum], int]:
     with _ready_for_check(model, probes):
         _refuse_mixing(model, probes)
-        expected = OneByOne(model, 1e-3, losses).of(probes, answers)
+        expected = OneByOne(model, 1e-3, losses, shares).of(probes, answers)
         per_record = _bytes_for_backward(model, probes, answers, losses) // len(answers)
         for way in (BookKeeping, Vectorised):
-            if _agrees(way, model, probes, answers, losses, expected):
+            if _agrees(partial(way, model, 1e-3, losses, shares), probes, answers, expected):
                 held = expected.nbytes if way is Vectorised else 0
                 return way, max(1, _AT_ONCE_BYTES.get(probes.device.type, 1 << 26) // (per_record + held + 1))
     return OneByOne, 1 << 30
 
 
-def _agrees(
-    way: type[ClippedSum], model: nn.Module, probes: Tensor, answers: Tensor, losses: Losses, expected: Tensor
-) -> bool:
+def _agrees(make: Callable[[], ClippedSum], probes: Tensor, answers: Tensor, expected: Tensor) -> bool:
     """Whether this way runs and gives the expected sum. The bound is so small that it clips every record."""
     try:
-        with way(model, 1e-3, losses) as clipped_sum:
+        with make() as clipped_sum:
             return _close(clipped_sum.of(probes, answers), expected)
     except Exception:  # whatever a foreign module raises here, another way may take it
         return False

@@ -21,6 +21,8 @@ _DIRECT_PENALTY = 32  # multiplications that one number of a per-record gradient
 
 
 class Layer(Protocol):
+    norm: str  # how the last norms were found: "direct", "ghost" (pairs of rows) or "product" (of two vectors' norms)
+
     def squared_norms(self, calls: list[Call]) -> Tensor:
         """(n,): squared L2 norm of each record's gradient of this layer's trainable parameters.
 
@@ -43,7 +45,7 @@ class MatrixLayer:
     def __init__(self, weight: Tensor | None, bias: Tensor | None, input_first: bool = False) -> None:
         """weight, bias: their sums; input_first: the weight is stored as (inputs, outputs), as in Conv1D."""
         self._weight, self._bias, self._input_first = weight, bias, input_first
-        self._direct, self._turned = _PerRecord(), False
+        self._direct, self._turned, self.norm = _PerRecord(), False, "direct"
 
     def squared_norms(self, calls: list[Call]) -> Tensor:
         inputs, gradients = _joined_rows(calls)
@@ -53,13 +55,16 @@ class MatrixLayer:
             return bias_norms
         self._left, self._right = (inputs, gradients) if self._input_first else (gradients, inputs)
         if gradients.dim() == 2:
+            self.norm = "product"
             return bias_norms * (_squares(inputs) + (self._bias is not None))
         return self._squared_norms_of_rows() + bias_norms
 
     def _squared_norms_of_rows(self) -> Tensor:
         left, right = self._left, self._right
         if _ghost_is_cheaper(len(left), left.shape[1], left.shape[2], right.shape[2], left.element_size()):
+            self.norm = "ghost"
             return _ghost(left, right)
+        self.norm = "direct"
         direct = self._direct.room_for(len(left), self._weight)
         # Products with the narrower side first are up to five times faster.
         self._turned = left.shape[2] > right.shape[2]
@@ -89,7 +94,7 @@ class ConvLayer:
         self._kernel = (*one, *module.kernel_size)
         self._stride = (*one, *module.stride)
         self._dilation = (*one, *module.dilation)
-        self._direct = _PerRecord()
+        self._direct, self.norm = _PerRecord(), "direct"
 
     def squared_norms(self, calls: list[Call]) -> Tensor:
         self._calls = [self._as_images(*call) for call in calls]
@@ -108,6 +113,7 @@ class ConvLayer:
         outputs, window = self._weight.shape[0] // groups, self._weight[0].numel()
         places = sum(gradients[0, 0].numel() for _, gradients in self._calls)
         ghost = _ghost_is_cheaper(n * groups, places, outputs, window, item)
+        self.norm = "ghost" if ghost else "direct"
         direct = None if ghost else self._direct.room_for(n, self._weight).view(n * groups, outputs, window)
         norms = torch.empty(n * groups, dtype=self._weight.dtype, device=self._weight.device)
         at_once = max(1, _CACHED_BYTES // (window * groups * places * item))
@@ -154,6 +160,8 @@ class ConvLayer:
 class EmbeddingLayer:
     """A record's gradient has one row per distinct token: rows of equal tokens meet, all others are orthogonal."""
 
+    norm = "ghost"
+
     def __init__(self, module: nn.Embedding, sums: Sums) -> None:
         self._weight, self._padding_idx = sums["weight"], module.padding_idx
 
@@ -175,6 +183,8 @@ class EmbeddingLayer:
 
 class NormLayer:
     """LayerNorm and GroupNorm: scale and shift act on each feature alone, so a record's gradient is a sum of rows."""
+
+    norm = "direct"
 
     def __init__(self, module: nn.LayerNorm | nn.GroupNorm, sums: Sums) -> None:
         self._module, self._weight, self._bias = module, sums.get("weight"), sums.get("bias")
@@ -205,6 +215,8 @@ class NormLayer:
 
 class AnyLayer:
     """Any other module without children that maps one tensor to one: its gradients record by record, vectorised."""
+
+    norm = "direct"
 
     def __init__(self, module: nn.Module, sums: Sums) -> None:
         self._module, self._sums = module, sums

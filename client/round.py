@@ -158,6 +158,8 @@ def train_and_charge(site: Site, run: SiteRun, number: int, model: np.ndarray, b
         plan.privacy,
         plan.privacy.noise_multiplier,
         site.randomness("train", number),
+        number,
+        plan.federation.rounds,
     )
     _charge(site, run, number, bill, "train")
     return trained

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from client.clipping import PROBES, clipped_sum_for
+from client.clipping import PROBES, clipped_sum_for, shares_of
 from client.clipping_modes import ClippedSum
+from client.descent import Descent
+from client.releases import AdaptiveClipping, Released, bounds_of, noised_sum
 from client.sampling import poisson_batch
 from common.errors import ConfigError
 from common.federation import PrivacySettings, TrainingSettings
@@ -39,6 +41,8 @@ def train(
     privacy: PrivacySettings,
     noise_multiplier: float,
     randomness: Randomness,
+    round_number: int = 1,
+    rounds: int = 1,
 ) -> Trained:
     """Train `model` in place on features (n, *inputs) and labels (n,); its new weights and the update agree.
 
@@ -47,6 +51,8 @@ def train(
     noise_multiplier * max_grad_norm; all that follows is computed from that. The sum is divided by the public
     `lot_size`, so neither the batch's size nor n shows. With "distributed" the one step is taken without that noise,
     and with "site" all steps are plain: such an update must not leave before its share of noise is on it.
+    With `privacy.clipping` "per-layer" the layers have shares of the same norm; with "adaptive" the norm moves with the
+    steps, at the same cost (`AdaptiveClipping`). round_number, of rounds: public, for the learning rate's schedule.
     Reference: Abadi et al. 2016, arXiv:1607.00133.
     """
     started = time.perf_counter()
@@ -58,64 +64,26 @@ def train(
         _train_on_shuffled(model, parameters, features, labels, training, randomness)
         update = flat(parameters) - before
     elif privacy.mode in ("none", "site"):
-        descent = Descent(model, training)
+        descent = Descent(model, training, round_number, rounds)
         _train_on_lots(partial(_gradient_sum, model), descent, features, labels, training, randomness)
         update = descent.weights - before
     else:
-        noise_std = noise_multiplier * privacy.max_grad_norm
-        refuse_swallowed_noise(noise_std, privacy.max_grad_norm, training, before)
-        descent = Descent(model, training)
+        for bound in bounds_of(privacy):
+            refuse_swallowed_noise(noise_multiplier * bound, bound, training, before)
+        descent = Descent(model, training, round_number, rounds)
         probes = _batch(features, labels, np.arange(min(PROBES, len(labels))), descent.device)
-        with clipped_sum_for(model, privacy.max_grad_norm, *probes) as clipped:
-            local = privacy.mode == "local"
-            gradient_sum = partial(noised_sum, clipped, noise_std, randomness) if local else clipped.of
-            _train_on_lots(gradient_sum, descent, features, labels, training, randomness)
+        shares = shares_of(model, privacy.clipping, privacy.layer_weights)
+        with clipped_sum_for(model, privacy.max_grad_norm, *probes, shares=shares) as clipped:
+            step: Step
+            if privacy.mode == "distributed":
+                step = partial(_clipped_sum, clipped)
+            elif privacy.clipping == "adaptive":
+                step = AdaptiveClipping(clipped, noise_multiplier, training, privacy, randomness).noised_sum
+            else:
+                step = partial(noised_sum, clipped, noise_multiplier * privacy.max_grad_norm, randomness)
+            _train_on_lots(step, descent, features, labels, training, randomness)
         update = descent.weights - before
     return Trained(update, time.perf_counter() - started)
-
-
-class Descent:
-    """Gradient descent with momentum on a model's weights, which are kept in float64 beside the model.
-
-    Small steps on large float32 weights would be rounded away, and the noise with them.
-    """
-
-    def __init__(self, model: nn.Module, training: TrainingSettings) -> None:
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._weights = torch.cat([p.detach().reshape(-1) for p in self._parameters]).double()
-        pieces = self._weights.split([p.numel() for p in self._parameters])
-        self._pieces = [piece.view(p.shape) for p, piece in zip(self._parameters, pieces, strict=True)]
-        self._velocity, self._spare = torch.zeros_like(self._weights), torch.empty_like(self._weights)
-        self._momentum, self._rate = training.momentum, training.learning_rate / training.lot_size
-
-    @property
-    def device(self) -> torch.device:
-        return self._weights.device
-
-    @property
-    def weights(self) -> Vector:
-        """(d,): the weights the model now holds, before their rounding to its own type."""
-        return self._weights.cpu().numpy()
-
-    def step(self, gradient_sum: Tensor) -> None:
-        """Move against gradient_sum (d,), divided by the public lot size."""
-        self._spare.copy_(gradient_sum)  # into memory that is there: adding float32 to float64 would allocate it anew
-        if self._momentum:
-            self._spare.add_(self._velocity, alpha=self._momentum)
-        self._velocity, self._spare = self._spare, self._velocity
-        self._weights.add_(self._velocity, alpha=-self._rate)
-        with torch.no_grad():
-            for parameter, piece in zip(self._parameters, self._pieces, strict=True):
-                parameter.copy_(piece)
-
-
-def noised_sum(
-    clipped: ClippedSum, noise_std: float, randomness: Randomness, features: Tensor, labels: Tensor
-) -> Tensor:
-    """(d,): one step of the Gaussian mechanism; an empty batch is released as noise alone."""
-    total = clipped.of(features, labels)
-    noise = randomness.gaussian(len(total), noise_std, np.float64 if total.dtype == torch.float64 else np.float32)
-    return total.add_(torch.from_numpy(noise).to(total.device))
 
 
 def refuse_swallowed_noise(noise_std: float, max_grad_norm: float, training: TrainingSettings, weights: Vector) -> None:
@@ -125,7 +93,8 @@ def refuse_swallowed_noise(noise_std: float, max_grad_norm: float, training: Tra
     differently more often than the accountant is told. Looks at public numbers only.
     """
     in_sum = float(np.spacing(np.float32(min(max_grad_norm * training.lot_size, 1e38))))
-    step_std = noise_std * training.learning_rate / training.lot_size
+    per_rate = noise_std / training.lot_size if training.optimizer == "sgd" else 1.0  # Adam's own scale
+    step_std = training.learning_rate * per_rate
     in_weights = float(np.spacing(np.abs(weights).max()))
     for name, std, spacing in (("sum of gradients", noise_std, in_sum), ("weights", step_std, in_weights)):
         if not _SPACINGS * spacing <= std < 1e30:
@@ -135,7 +104,7 @@ def refuse_swallowed_noise(noise_std: float, max_grad_norm: float, training: Tra
             )
 
 
-Step = Callable[[Tensor, Tensor], Tensor]  # a batch's features and labels -> the sum to move against (d,)
+Step = Callable[[Tensor, Tensor], Released]  # a batch's features and labels -> what to move against
 
 
 def _train_on_lots(
@@ -158,12 +127,17 @@ def _batch(
     return torch.from_numpy(features[chosen]).to(device), torch.from_numpy(labels[chosen]).to(device)
 
 
-def _gradient_sum(model: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
+def _clipped_sum(clipped: ClippedSum, features: Tensor, labels: Tensor) -> Released:
+    """Without noise: only for an update that gets its share of it before it leaves."""
+    return Released(clipped.of(features, labels))
+
+
+def _gradient_sum(model: nn.Module, features: Tensor, labels: Tensor) -> Released:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not len(labels):
-        return torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+        return Released(torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device))
     loss = F.cross_entropy(model(features), labels, reduction="sum")
-    return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)])
+    return Released(torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)]))
 
 
 def _train_on_shuffled(

@@ -52,8 +52,14 @@ class TrainingSettings:
 
     sampling: `poisson` draws each record with chance `sample_rate` at each of `local_steps` steps and divides
     the sum of gradients by the public `lot_size`; `shuffle` runs `local_epochs` over batches of `batch_size`
-    (only without DP). `server_momentum` and `tail_average` (fraction of rounds, counted from the end, whose
-    models are averaged) are applied by every site alike to the opened aggregate: free post-processing.
+    (only without DP). optimizer: within a round, see `client/descent.py`; `adam` takes `momentum` and
+    `second_momentum` as its decays and keeps the second moment above `adam_floor`. schedule: of the learning rate
+    over all steps of the run, after `warmup_steps`. proximal_mu: FedProx's pull to the round's first weights.
+
+    Applied by every site alike to the opened aggregate, hence free post-processing: server_optimizer (`adam` takes
+    `server_momentum` and `server_second_momentum` as its decays, and `server_adaptivity` is what it adds to the root),
+    and which models the release averages: `tail_average` is the fraction of rounds, counted from the end, or
+    `ema_decay` what each round leaves of the weight of those before.
     """
 
     sampling: Literal["poisson", "shuffle"] = "poisson"
@@ -64,9 +70,19 @@ class TrainingSettings:
     batch_size: int = 32
     learning_rate: float = 1.0
     momentum: float = 0.0
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    second_momentum: float = 0.999
+    adam_floor: float = 1e-8
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    proximal_mu: float = 0.0
     server_learning_rate: float = 1.0
+    server_optimizer: Literal["momentum", "adam"] = "momentum"
     server_momentum: float = 0.0
+    server_second_momentum: float = 0.99
+    server_adaptivity: float = 1e-3
     tail_average: float = 0.0
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         require(1 <= self.local_steps <= _MOST_TIMES, "training.local_steps", self.local_steps, f"1 to {_MOST_TIMES}")
@@ -77,17 +93,28 @@ class TrainingSettings:
         )
         require(self.batch_size >= 1, "training.batch_size", self.batch_size, "1 or more")
         require(0 < self.learning_rate < math.inf, "training.learning_rate", self.learning_rate, "positive")
-        require(0 <= self.momentum < 1, "training.momentum", self.momentum, "0 up to, not including, 1")
+        for name in ("momentum", "second_momentum", "server_momentum", "server_second_momentum", "ema_decay"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"training.{name}", value, "0 up to, not including, 1")
+        for name in ("adam_floor", "server_adaptivity"):
+            value = getattr(self, name)
+            require(1e-30 <= value < math.inf, f"training.{name}", value, "positive")
+        require(self.warmup_steps >= 0, "training.warmup_steps", self.warmup_steps, "0 or more")
+        require(0 <= self.proximal_mu < math.inf, "training.proximal_mu", self.proximal_mu, "0 or more")
         require(
             0 < self.server_learning_rate < math.inf,
             "training.server_learning_rate",
             self.server_learning_rate,
             "positive",
         )
-        require(
-            0 <= self.server_momentum < 1, "training.server_momentum", self.server_momentum, "0 up to, not including, 1"
-        )
         require(0 <= self.tail_average <= 1, "training.tail_average", self.tail_average, "0 to 1")
+        require(
+            not (self.tail_average and self.ema_decay), "training.ema_decay", self.ema_decay, "0 with a tail_average"
+        )
+        for name, plain in (("optimizer", "sgd"), ("schedule", "constant"), ("warmup_steps", 0), ("proximal_mu", 0.0)):
+            value = getattr(self, name)
+            known = self.sampling == "poisson" or value == plain
+            require(known, f"training.{name}", value, f"{plain!r} with training.sampling = 'shuffle'")
 
 
 @dataclass(frozen=True)
@@ -102,6 +129,10 @@ class PrivacySettings:
     smallest one that fits. max_grad_norm: L2 bound of one record's gradient. max_update_norm: L2 bound of
     one site's update; it also fixes the public scale of the integers that travel.
     colluding: with shares, how many sites may tell theirs to one another; each always knows its own.
+
+    clipping: `flat` bounds a record's whole gradient; `per-layer` each layer's by its own share of max_grad_norm, in
+    proportion to layer_weights (none: all alike); `adaptive` starts at max_grad_norm in every round and moves, by
+    clip_learning_rate, to the target_quantile of the norms. All three cost the same.
     """
 
     mode: Literal["local", "distributed", "site", "none"] = "local"
@@ -111,8 +142,18 @@ class PrivacySettings:
     max_grad_norm: float = 1.0
     max_update_norm: float = 10.0
     colluding: int = 1
+    clipping: Literal["flat", "per-layer", "adaptive"] = "flat"
+    layer_weights: tuple[float, ...] = ()
+    target_quantile: float = 0.5
+    clip_learning_rate: float = 0.2
 
     def __post_init__(self) -> None:
+        weights, rate = self.layer_weights, self.clip_learning_rate
+        require(all(1e-6 <= w <= 1e6 for w in weights), "privacy.layer_weights", weights, "numbers from 1e-6 to 1e6")
+        known = not weights or self.clipping == "per-layer"
+        require(known, "privacy.layer_weights", weights, "none, unless privacy.clipping is 'per-layer'")
+        require(0 < self.target_quantile < 1, "privacy.target_quantile", self.target_quantile, "between 0 and 1")
+        require(0 < rate <= 10, "privacy.clip_learning_rate", rate, "above 0, at most 10")
         require(0 < self.epsilon < math.inf, "privacy.epsilon", self.epsilon, "positive and finite")
         require(0 < self.delta < 0.1, "privacy.delta", self.delta, "above 0, below 1 / records of the smallest site")
         require(

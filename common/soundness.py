@@ -58,6 +58,20 @@ def _unsound(plan: "Plan") -> Iterator[tuple[str, str, str]]:
             "allowed: 0; there is one local step: use training.server_momentum, which all sites apply to the sum",
             "Reddi et al. 2021, arXiv:2003.00295",
         )
+    plain = (training.optimizer, training.schedule, training.warmup_steps) == ("sgd", "constant", 0)
+    if privacy.mode == "distributed" and not plain:
+        yield (
+            f"training.optimizer = {training.optimizer!r} with schedule {training.schedule!r}",
+            "allowed: 'sgd' at a constant rate without warm-up; the noise is scaled to how far one plain step lets a "
+            "record move the sum: use training.server_optimizer, which all sites apply to it",
+            "Reddi et al. 2021, arXiv:2003.00295",
+        )
+    if privacy.in_shares and privacy.clipping == "adaptive":
+        yield (
+            "privacy.clipping = 'adaptive'",
+            "allowed: 'flat', 'per-layer'; the bound adapts to a count that each site would have to release by itself",
+            "Andrew et al. 2021, arXiv:1905.03871",
+        )
     if privacy.mode == "site" and plan.metrics.every:
         yield (
             f"metrics.every = {plan.metrics.every}",

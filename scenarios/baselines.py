@@ -30,7 +30,7 @@ def _rounds(plan: Plan, sites: list[Records]) -> ModelState:
     network = build(plan.model)
     state = ModelState.initial(parameters_of(network))
     private = plan.privacy.mode != "none"
-    for _ in range(plan.federation.rounds):
+    for number in range(1, plan.federation.rounds + 1):
         updates = []
         for records in sites:
             load_parameters(network, state.model)
@@ -42,6 +42,8 @@ def _rounds(plan: Plan, sites: list[Records]) -> ModelState:
                 plan.privacy,
                 plan.privacy.noise_multiplier,
                 Randomness.from_os(),
+                number,
+                plan.federation.rounds,
             )
             update = clip(trained.update, plan.privacy.max_update_norm).values if private else trained.update
             updates.append(update.astype("float32"))

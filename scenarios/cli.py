@@ -5,11 +5,15 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from common.errors import ConfigError, FederationError
+
+if TYPE_CHECKING:
+    from scenarios.simulation import Simulation
 
 Command = Callable[[argparse.Namespace], Mapping[str, Any]]
 _SHIPPED = Path(__file__).parent
@@ -63,21 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     run = _command(
         commands, "simulate", _simulate, _show_simulation, "play a whole federation on this machine", _EXAMPLES
     )
-    run.add_argument(
-        "federation",
-        nargs="?",
-        default="heart",
-        metavar="FEDERATION.toml",
-        help=f"a file, or one of: {', '.join(_shipped())} (default: heart)",
-    )
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change any key, e.g. privacy.epsilon=1",
-    )
+    _add_federation(run)
     run.add_argument(
         "--engine", choices=("local", "ray"), default="local", help="in this process, or Flower's simulation runtime"
     )
@@ -102,6 +92,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     fetch.add_argument("name", choices=("mnist", "adult"))
     fetch.add_argument("--directory", type=Path, help="take it from here, or put it here")
+
+    model = commands.add_parser("model", help="the model of a federation file").add_subparsers(
+        required=True, metavar="COMMAND", parser_class=_Parser
+    )
+    check = _command(
+        model,
+        "check",
+        _check_model,
+        _show_check,
+        "before training: how each module's per-record gradients are clipped, and what cannot be",
+        "example: veilfed model check mnist --set model.factory=cnn --set data.features=pixels",
+    )
+    _add_federation(check)
 
     site = commands.add_parser("site", help="what one site knows of itself").add_subparsers(
         required=True, metavar="COMMAND", parser_class=_Parser
@@ -167,6 +170,24 @@ def _command(
     return parser
 
 
+def _add_federation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "federation",
+        nargs="?",
+        default="heart",
+        metavar="FEDERATION.toml",
+        help=f"a file, or one of: {', '.join(_shipped())} (default: heart)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change any key, e.g. privacy.epsilon=1",
+    )
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -181,25 +202,32 @@ def _shipped() -> list[str]:
 def _simulate(chosen: argparse.Namespace) -> Mapping[str, Any]:
     from rich.console import Console
 
-    from common.config import fill, load_table, override
     from scenarios.progress import Progress
     from scenarios.simulate import simulate
-    from scenarios.simulation import Simulation, reopen, set_up
+    from scenarios.simulation import reopen, set_up
 
     if chosen.resume:
         if chosen.overrides or chosen.out:
             raise ConfigError("--resume takes the settings of the run it resumes", "leave out --set and --out")
         workplace = reopen(chosen.resume)
     else:
-        path = Path(chosen.federation)
-        if not path.exists() and chosen.federation in _shipped():
-            path = _SHIPPED / f"{chosen.federation}.toml"
-        settings = fill(Simulation, override(load_table(path), chosen.overrides))
+        settings = _simulation(chosen)
         out = chosen.out or Path("runs") / f"{settings.federation.name}-{datetime.now():%Y%m%d-%H%M%S}"
         workplace = set_up(settings, out)
     console = Console(stderr=True)
     with Progress(console, workplace.simulation.last_round).shown() as progress:
         return simulate(workplace, chosen.engine, progress)
+
+
+def _simulation(chosen: argparse.Namespace) -> "Simulation":
+    """The federation file that was named, with its overrides."""
+    from common.config import fill, load_table, override
+    from scenarios.simulation import Simulation
+
+    path = Path(chosen.federation)
+    if not path.exists() and chosen.federation in _shipped():
+        path = _SHIPPED / f"{chosen.federation}.toml"
+    return fill(Simulation, override(load_table(path), chosen.overrides))
 
 
 def _show_simulation(report: Mapping[str, Any]) -> str:
@@ -222,6 +250,26 @@ def _show_simulation(report: Mapping[str, Any]) -> str:
         lines.append(f"{site['site']:<20} {spent}, sent {site['bytes_up']:,} bytes, {site['refusals']} refusals")
     lines += [f"INSECURE: {reason}" for reason in report["insecure"]]
     return "\n".join([*lines, f"report: {report['report']}"])
+
+
+def _check_model(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.model_check import check_model
+    from common.models import build
+    from scenarios.data import public_shape
+
+    settings = _simulation(chosen)
+    inputs, classes = public_shape(settings.data)
+    shaped = replace(settings.model, inputs=settings.model.inputs or inputs, classes=settings.model.classes or classes)
+    checked = asdict(check_model(build(shaped), shaped.inputs, settings.training.lot_size))
+    modules = checked.pop("modules")
+    return {"model": shaped.factory, "inputs": list(shaped.inputs), **checked, "rows": list(modules)}
+
+
+def _show_check(result: Mapping[str, Any]) -> str:
+    lines = [f"{result['model']}: clipped by {result['mode']}, {result['records_at_once']:,} records at once"]
+    if result["why"]:
+        lines.append(f"slower than need be: {result['why']} ({result['fix']})")
+    return "\n".join([*lines, _show_rows(result)])
 
 
 def _fetch(chosen: argparse.Namespace) -> Mapping[str, Any]:

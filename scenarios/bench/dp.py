@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from client.clipping import clipped_sum_for
 from client.clipping_modes import OneByOne
+from client.descent import Descent
+from client.releases import noised_sum
 from client.sampling import poisson_batch
-from client.train import Descent, noised_sum
 from common.federation import TrainingSettings, require
 from common.randomness import Randomness
 from scenarios.bench.dp_models import WORKS, Work
@@ -39,14 +40,16 @@ _RARELY = ("loop", "opacus-functorch")  # slow ones are timed at every fifth tur
 def run(device: str = "cpu", models: Sequence[str] | None = None, seconds_per_model: float = 20.0) -> dict[str, Any]:
     """One row per model and mode that works; `ratios` says how many plain steps each costs.
 
+    models: all that fit the device, unless named; the largest need a GPU.
     `parts` times the noise for a million parameters beside torch.normal, and the draw of a Poisson batch of about
     256 of 60,000 records beside Opacus' loader.
     """
-    chosen = list(WORKS if models is None else models)
+    on_gpu = torch.device(device).type == "cuda"
+    chosen = [name for name, work in WORKS.items() if on_gpu or not work.gpu_only] if models is None else list(models)
     require(set(chosen) <= set(WORKS), "--models", chosen, ", ".join(WORKS))
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
-    with _one_thread(), warnings.catch_warnings():
+    with _one_thread(), _same_digits(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name in chosen:
             found, failed = _measure(WORKS[name], torch.device(device), seconds_per_model)
@@ -57,7 +60,7 @@ def run(device: str = "cpu", models: Sequence[str] | None = None, seconds_per_mo
     for row in rows:
         plain = next(r["step_ms"] for r in rows if (r["model"], r["mode"]) == (row["model"], "sgd"))
         ratios.setdefault(row["model"], {})[row["mode"]] = round(row["step_ms"] / plain, 3)
-    where = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else "cpu, one thread"
+    where = torch.cuda.get_device_name(device) if on_gpu else "cpu, one thread"
     return {"bench": "dp", "device": where, "rows": rows, "ratios": ratios, "parts": parts, "skipped": skipped}
 
 
@@ -276,3 +279,13 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _same_digits() -> Iterator[None]:
+    """No TF32 for anybody: our clipped sums never use it, so nobody else may gain by it."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

@@ -385,6 +385,23 @@ def test_an_unknown_way_of_mixing_records_is_found_and_named() -> None:
         clipped_sum_for(model, 1.0, features, labels)
 
 
+def test_sums_are_never_rounded_to_tf32_on_a_gpu() -> None:
+    """cuDNN does by default; a norm measured in float32 would then not bound what is summed."""
+    seen = []
+
+    def losses(output: Tensor, labels: Tensor) -> Tensor:
+        seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return F.cross_entropy(output, labels, reduction="none")
+
+    model, features, labels = make("conv2d")
+    before = torch.backends.cudnn.allow_tf32
+    with clipped_sum_for(model, 1.0, features, labels, losses) as clipped_sum:
+        seen.clear()
+        clipped_sum.of(features, labels)
+    assert seen == [(False, False)]
+    assert torch.backends.cudnn.allow_tf32 is before is True
+
+
 def test_dropout_is_no_obstacle() -> None:
     model, features, labels = with_batch(lambda: nn.Sequential(nn.Linear(4, 5), nn.Dropout(), nn.Linear(5, 3)), (4,))
     state = torch.get_rng_state()

@@ -34,7 +34,7 @@ def test_bytes_round_trip(size, tail):
     state = advance(state, np.ones(size), TrainingSettings(tail_average=tail, server_momentum=0.9), rounds=1)
     again = ModelState.from_bytes(state.to_bytes())
     assert again.model_hash == state.model_hash
-    assert (again.round_number, again.tail_count) == (state.round_number, state.tail_count)
+    assert (again.round_number, again.averaged) == (state.round_number, state.averaged)
     assert again.released.tolist() == state.released.tolist()
 
 

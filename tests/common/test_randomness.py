@@ -4,6 +4,7 @@ Statistics: each test below raises a false alarm with chance at most 1e-7 per ru
 """
 
 import copy
+import itertools
 import os
 import pickle
 
@@ -67,6 +68,35 @@ def test_the_tail_reaches_as_far_as_its_docstring_says() -> None:
     noise = np.abs(Chosen(bytes(32), secure=False).gaussian(4, dtype=np.float64)[:2])
     assert noise[0] == pytest.approx(8.5716, abs=1e-3)
     assert 0 < noise[1] < 2e-8
+
+
+def test_the_tail_of_float32_reaches_further_than_its_words() -> None:
+    """Words of 31 bits would end it at 6.56 and leave a gap around 0; what stands near either end is drawn finer."""
+
+    class Chosen(Randomness):
+        def bytes(self, n: int) -> bytes:
+            return np.array([0, 2**31 - 1], np.int32).tobytes() + bytes(n - 8)
+
+        def uniform(self, n: int) -> np.ndarray:
+            return np.full(n, 1 - 2.0**-52)
+
+    noise = np.abs(Chosen(bytes(32), secure=False).gaussian(4)[:2])
+    assert noise[0] == pytest.approx(np.sqrt(2 * 82 * np.log(2)), abs=1e-3)
+    assert 0 < noise[1] < 6e-5
+
+
+def test_radii_near_both_ends_follow_the_law_of_a_pair() -> None:
+    """Squared they are exponential, on the finer grid and beside it, where a slip between the two would show."""
+    from scipy.stats import binom
+
+    noise = Randomness.from_os().gaussian(2**22).astype(np.float64)
+    pairs = noise.reshape(-1, 2, 2**16)  # a piece holds its cosines, then its sines
+    chances = np.exp(-(pairs**2).sum(1).ravel() / 2)
+    edges = [0, 2.0**-14, 2.0**-8, 2.0**-7, 2.0**-6, 0.5, 1 - 2.0**-5, 1 - 2.0**-6, 1 - 2.0**-7, 1 - 2.0**-14, 1]
+    for low, high in itertools.pairwise(edges):
+        found = np.sum((chances >= low) & (chances < high))
+        tail = FALSE_ALARM / 20
+        assert binom.ppf(tail, len(chances), high - low) <= found <= binom.ppf(1 - tail, len(chances), high - low)
 
 
 def test_noise_is_independent_over_coordinates_calls_and_children() -> None:

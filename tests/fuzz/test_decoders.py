@@ -216,13 +216,13 @@ def test_model_states(memory):
     def decoder(data: bytes) -> None:
         state = ModelState.from_bytes(data)
         assert state.model.dtype == np.float32
-        assert state.velocity.shape == state.tail_sum.shape == state.model.shape == (state.model.size,)
+        assert state.velocity.shape == state.average.shape == state.model.shape == (state.model.size,)
         assert state.round_number >= 0
 
     huge = json.dumps({"model": {"dtype": "F32", "shape": [2**60], "data_offsets": [0, 2**62]}}).encode()
     promise = len(huge).to_bytes(8, "little") + huge
     fuzz(bytes_like([good, promise, (2**60).to_bytes(8, "little") + good[8:]]), decoder)
-    vectors = {name: np.zeros(3, np.float32) for name in ("model", "velocity", "tail_sum")}
+    vectors = {name: np.zeros(3, np.float32) for name in ("model", "velocity", "second_moment", "average")}
     counters = np.array([1, 0])
     for odd in (
         {"counters": np.array([np.inf, 0.0])},

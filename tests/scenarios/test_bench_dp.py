@@ -3,20 +3,45 @@
 import pytest
 import torch
 
+from client.clipping import clipped_sum_for
 from common.errors import ConfigError
 from scenarios.bench import dp
 from scenarios.bench.dp_models import WORKS
 
 
 @pytest.mark.parametrize(
-    ("name", "trainable"), [("mlp-105k", 105_214), ("cnn-555k", 554_922), ("gpt2-1m", 1_063_680), ("lora-37k", 36_864)]
+    ("name", "trainable", "frozen"),
+    [
+        ("mlp-105k", 105_214, 0),
+        ("cnn-555k", 554_922, 0),
+        ("gpt2-1m", 1_063_680, 0),
+        ("lora-37k", 36_864, 1_063_680),
+        ("resnet18-11m", 11_173_962, 0),
+        ("lora-of-gpt2-124m", 663_552, 124_439_808),
+    ],
 )
-def test_models_have_the_size_their_name_says(name: str, trainable: int) -> None:
+def test_models_have_the_size_their_name_says(name: str, trainable: int, frozen: int) -> None:
     work = WORKS[name]
-    model = work.build()
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
-    features, labels = work.draw(2)
-    assert work.losses(model(features), labels).shape == (2,)
+    with torch.device("meta"):
+        model = work.build()
+        features, labels = work.draw(2)
+        assert work.losses(model(features), labels).shape == (2,)
+    sizes = [(p.requires_grad, p.numel()) for p in model.parameters()]
+    assert [sum(n for train, n in sizes if train is asked) for asked in (True, False)] == [trainable, frozen]
+
+
+def test_the_largest_models_are_measured_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dp, "_parts", list)
+    monkeypatch.setattr(dp, "_measure", lambda work, *_: ([{"model": work.name, "mode": "sgd", "step_ms": 1.0}], []))
+    monkeypatch.setattr(torch.cuda, "get_device_name", str)
+    assert set(dp.run("cuda")["ratios"]) == set(WORKS)
+    assert set(WORKS) - set(dp.run()["ratios"]) == {"resnet18-11m", "lora-of-gpt2-124m"}
+
+
+def test_a_residual_network_is_kept_by_books() -> None:
+    work = WORKS["resnet18-11m"]
+    features, labels = work.draw(1)
+    assert clipped_sum_for(work.build(), 1.0, features, labels, work.losses).mode == "book-keeping"
 
 
 def test_a_mode_that_fails_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from common.config import fill
 from scenarios.cli import main
@@ -27,6 +28,9 @@ MODULE = textwrap.dedent(
 
     def network(inputs, classes):
         return nn.Sequential(nn.Linear(inputs[0], 4), nn.Tanh(), nn.Linear(4, classes))
+
+    def mixing(inputs, classes):
+        return nn.Sequential(nn.Linear(inputs[0], 4), nn.BatchNorm1d(4), nn.Linear(4, classes))
     """
 )
 
@@ -81,6 +85,26 @@ def test_the_ledger_command_shows_what_a_site_spent(own, tmp_path, capsys):
     ledger.write_bytes(ledger.read_bytes().replace(b'"sample_rate":0.5', b'"sample_rate":0.1'))
     assert main(["site", "ledger", "show", str(tmp_path / "run" / "sites" / "north")]) == 4
     assert "line" in capsys.readouterr().err
+
+
+def test_a_model_is_checked_before_training(own, tmp_path, capsys):
+    """Exit codes and JSON of `veilfed model check`; nothing is set up and no record is read."""
+    file = tmp_path / "own.toml"
+    file.write_text(tomli_w.dumps(own))
+    check = ["model", "check", str(file), "--set", "model.inputs=[3]", "--set", "model.classes=2"]
+    assert main([*check, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["mode"], [row["path"] for row in shown["rows"]]) == ("book-keeping", ["0", "2"])
+    assert main(["model", "check", str(file)]) == 2
+    assert "model.inputs" in capsys.readouterr().err
+    assert main([*check, "--set", "model.factory=ward:mixing", "--json"]) == 2
+    said = capsys.readouterr()
+    error = json.loads(said.out)["error"]
+    assert "1 (BatchNorm1d)" in error["message"]
+    assert "torch.nn.GroupNorm(4, 4)" in error["hint"]
+    assert "GroupNorm(4, 4)" in said.err
+    assert main(["model", "check", "mnist"]) == 0
+    assert "clipped by book-keeping" in capsys.readouterr().out
 
 
 @pytest.mark.slow
