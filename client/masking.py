@@ -135,8 +135,8 @@ def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) ->
     Raises TrustError unless enough sites have agreed to open this very sum, of this list, on top of the model that
     this site holds; and when this site itself has agreed to another one.
     """
-    number, state = order.round_number, run.state()
-    opening = Opening(published.sites, digest(published.total).hex(), state.model_hash.hex())
+    number, version = order.round_number, run.version()
+    opening = Opening(published.sites, digest(published.total).hex(), version.model_hash.hex())
     path = _list_path(run, number)
     if path.exists() and path.read_bytes() != to_json(opening.to_json()):
         raise TrustError(f"round {number}: not the sum and list that this site agreed on")
@@ -181,14 +181,14 @@ def _check_offers(site: Site, run: SiteRun, number: int, body: Mapping[str, Any]
 
 def _asked(run: SiteRun, order: Envelope) -> Opening:
     """What the order wants opened, on top of the model that this site holds."""
-    body, state = from_json(order.body), run.state()
-    if order.round_number != state.round_number + 1:
+    body, version = from_json(order.body), run.version()
+    if order.round_number != version.round_number + 1:
         raise WrongRound(f"round {order.round_number} is not open at this site")
-    return Opening(tuple(names(body, "received")), from_hex(body.get("sum")).hex(), state.model_hash.hex())
+    return Opening(tuple(names(body, "received")), from_hex(body.get("sum")).hex(), version.model_hash.hex())
 
 
 def _check_list(site: Site, run: SiteRun, number: int, received: Sequence[str]) -> None:
-    if run.sealed_update(number) is None:
+    if not run.has_sealed_update(number):
         raise WrongRound(f"this site sent nothing in round {number}")
     if not set(received) <= set(_shown(run, number)["offers"]):
         raise TrustError("the list names sites that did not offer masks in this round")
@@ -214,7 +214,7 @@ def _threshold(run: SiteRun) -> int:
 
 
 def _pair_seeds(site: Site, run: SiteRun, number: int, mask_key: ExchangeKey) -> dict[str, bytes]:
-    context = mask_context(run.run, number, run.state().model_hash.hex())
+    context = mask_context(run.run, number, run.version().model_hash.hex())
     seeds = {}
     for name, data in _shown(run, number)["offers"].items():
         if name != site.name:

@@ -77,7 +77,7 @@ def join(site: Site, order: Envelope) -> bytes:
 def offer_masks(site: Site, order: Envelope) -> bytes:
     """Order for the coming round -> this site's offer and its packages for the peers."""
     run = joined(site, order)
-    if order.round_number != run.state().round_number + 1:
+    if order.round_number != run.version().round_number + 1:
         raise WrongRound(f"round {order.round_number} is not the next one of this site")
     return signed_answer(site, run, order.round_number, masking.offer(site, run, order.round_number))
 
@@ -252,9 +252,9 @@ def _network(settings: ModelSettings) -> "nn.Module":
 
 def _position(site: Site, run: SiteRun, more: Mapping[str, Any] = {}) -> bytes:
     """Where this site stands: the round that it has applied, and the model that this gave."""
-    state = run.state()
-    body = {"round": state.round_number, "model_hash": state.model_hash.hex(), **more}
-    return signed_answer(site, run, state.round_number, body)
+    version = run.version()
+    body = {"round": version.round_number, "model_hash": version.model_hash.hex(), **more}
+    return signed_answer(site, run, version.round_number, body)
 
 
 def _encoding(run: SiteRun, number: int) -> Encoding:

@@ -6,17 +6,39 @@ last bits; the hash of the rounded model is what messages refer to.
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from common.errors import InvalidUpdate, TrustError
 from common.federation import TrainingSettings
 from common.updates import Vector
 
-_STORED = ("counters", "model", "velocity", "tail_sum")
+_STORED = ("counters", "hash", "model", "velocity", "tail_sum")
+_DAMAGED = "the stored model state is damaged"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """Which model it is: what messages refer to, without its numbers. size: how many parameters it has."""
+
+    round_number: int
+    model_hash: bytes
+    size: int
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelVersion":
+        """Of a file that holds `ModelState.to_bytes`, at the same price whatever the size of the model."""
+        try:
+            with safe_open(path, "np") as stored:
+                counters, model_hash = stored.get_tensor("counters"), stored.get_tensor("hash")
+                return cls(int(counters[0]), model_hash.tobytes(), *stored.get_slice("model").get_shape())
+        except (SafetensorError, ValueError, IndexError, TypeError):
+            raise TrustError(_DAMAGED) from None
 
 
 @dataclass(frozen=True)
@@ -37,9 +59,9 @@ class ModelState:
         zeros = np.zeros(model.size, np.float32)
         return cls(0, model.astype(np.float32), zeros, zeros)
 
-    @property
+    @cached_property
     def model_hash(self) -> bytes:
-        return hashlib.sha256(self.model.tobytes()).digest()
+        return hashlib.sha256(np.ascontiguousarray(self.model, "<f4").data).digest()
 
     @property
     def released(self) -> NDArray[np.float32]:
@@ -48,21 +70,25 @@ class ModelState:
 
     def to_bytes(self) -> bytes:
         counters = np.array([self.round_number, self.tail_count], np.int64)
-        return save(dict(zip(_STORED, (counters, self.model, self.velocity, self.tail_sum), strict=True)))
+        named = np.frombuffer(self.model_hash, np.uint8)
+        return save(dict(zip(_STORED, (counters, named, self.model, self.velocity, self.tail_sum), strict=True)))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ModelState":
         """Inverse of `to_bytes`. Raises TrustError for a damaged file."""
         try:
             arrays = load(data)
-            counters, model, velocity, tail_sum = (arrays[name] for name in _STORED)
+            counters, named, model, velocity, tail_sum = (arrays[name] for name in _STORED)
         except (SafetensorError, ValueError, KeyError):
-            raise TrustError("the stored model state is damaged") from None
+            raise TrustError(_DAMAGED) from None
         shapes = {(vector.dtype.str, vector.shape) for vector in (model, velocity, tail_sum)}
         well_formed = (counters.dtype.str, counters.shape) == ("<i8", (2,)) and shapes == {("<f4", (model.size,))}
         if not well_formed or counters.min() < 0:
-            raise TrustError("the stored model state is damaged")
-        return cls(int(counters[0]), model, velocity, tail_sum, int(counters[1]))
+            raise TrustError(_DAMAGED)
+        state = cls(int(counters[0]), model, velocity, tail_sum, int(counters[1]))
+        if state.model_hash != named.tobytes():
+            raise TrustError(_DAMAGED)
+        return state
 
 
 def advance(state: ModelState, mean_update: Vector, training: TrainingSettings, rounds: int) -> ModelState:
