@@ -9,14 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from client.runs import SiteRun, signed_answer
 from client.site import Site
 from common.errors import CohortTooSmall, ProtocolError, TrustError, WrongRound
 from common.files import write_atomically
-from common.he.masks import masks_left_in_sum, pairwise_seed, site_mask
+from common.he.masks import MaskStream, masks_left_in_sum, pairwise_seed, site_mask
 from common.he.scheme import coefficients
 from common.he.sealing import ExchangeKey, open_sealed, seal
 from common.he.shares import commit, split_secret
@@ -75,11 +72,12 @@ def accept_offers(site: Site, run: SiteRun, order: Envelope) -> None:
     write_atomically(_shown_path(run, order.round_number), order.body)
 
 
-def mask(site: Site, run: SiteRun, number: int, length: int) -> NDArray[np.uint64]:
-    """The mask of this site's update among the sites whose offers it accepted."""
+def mask(site: Site, run: SiteRun, number: int, length: int) -> MaskStream:
+    """The mask, grown as it is read, of this site's update among the sites whose offers it accepted."""
     self_seed, mask_key = _secrets(run, number)
     count, bits = coefficients(run.scheme, length), run.scheme.plain_modulus_bits
-    return site_mask(site.name, self_seed, _pair_seeds(site, run, number, mask_key), count, bits)
+    seeds = _pair_seeds(site, run, number, mask_key)
+    return MaskStream(count, lambda count, start: site_mask(site.name, self_seed, seeds, count, bits, start))
 
 
 def agree(site: Site, run: SiteRun, order: Envelope) -> bytes:
@@ -129,8 +127,8 @@ def stand_in(site: Site, run: SiteRun, order: Envelope) -> bytes:
     return signed_answer(site, run, number, answer)
 
 
-def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) -> NDArray[np.uint64]:
-    """What must be subtracted from the opened sum.
+def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) -> MaskStream:
+    """What must be subtracted from the opened sum, grown as it is read.
 
     Raises TrustError unless enough sites have agreed to open this very sum, of this list, on top of the model that
     this site holds; and when this site itself has agreed to another one.
@@ -146,7 +144,10 @@ def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) ->
     if set(lifting.self_seeds) != set(opening.sites) or not vanished <= set(run.cohort):
         raise ProtocolError("the sum and what lifts its masks do not agree")
     count, bits = coefficients(run.scheme, run.layout(number).length), run.scheme.plain_modulus_bits
-    return masks_left_in_sum(lifting.self_seeds, lifting.broken_pairs, count, bits)
+    return MaskStream(
+        count,
+        lambda count, start: masks_left_in_sum(lifting.self_seeds, lifting.broken_pairs, count, bits, start),
+    )
 
 
 def require_list(site: Site, run: SiteRun, sites: Sequence[str]) -> None:

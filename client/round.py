@@ -27,6 +27,7 @@ from common.federation import ModelSettings, Plan
 from common.he.ciphertexts import Aggregate
 from common.he.packing import Integers
 from common.he.scheme import encrypt, open_sum
+from common.he.series import Joined, Series
 from common.masking import Published, names
 from common.model_state import ModelState, advance
 from common.models import build, layer_sizes, load_parameters, parameters_of, predict
@@ -95,20 +96,20 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
     masking.accept_offers(site, run, order)
     bill = round_events(run.plan, number, len(run.cohort), run.plan.smallest_sum(len(run.cohort)))
     _require_budget(site, run, number, bill)
-    parts, seconds, encrypt_seconds = [], 0.0, 0.0
+    parts: list[Series] = []
+    seconds = encrypt_seconds = 0.0
     if run.plan.trains(number):
         trained = train_and_charge(site, run, number, state.model, bill)
         seconds, started = trained.seconds, time.perf_counter()
         clipped = clip(trained.update, run.plan.privacy.max_update_norm)
-        parts.append(_encoding(run, number).encode(clipped, site.randomness("rounding", number)))
+        parts.append(_encoding(run, number).stream(clipped, site.randomness("rounding", number)))
         encrypt_seconds = time.perf_counter() - started
     if run.plan.measures(number):
         parts.append(count_and_charge(site, run, number, state, bill))
     started = time.perf_counter()
-    values = np.concatenate(parts)
-    masks = masking.mask(site, run, number, values.size)
-    ciphertext = encrypt(values, run.cohort_key(run.plan.encryption.epoch_of(number)), masks)
-    body = state.model_hash + ciphertext.encode()
+    values = parts[0] if len(parts) == 1 else Joined(parts)
+    masks = masking.mask(site, run, number, len(values))
+    body = encrypt(values, run.cohort_key(run.plan.encryption.epoch_of(number)), masks).encode(state.model_hash)
     data = encode(Envelope(Kind.UPDATE, run.run, number, run.plan_hash, site.name, body), site.identity)
     run.keep_sealed_update(number, data)
     return SealedUpdate(data, seconds, encrypt_seconds + time.perf_counter() - started, spent(site, run))

@@ -103,14 +103,14 @@ class Published:
     sites: tuple[str, ...]
     agreed: tuple[str, ...]
     lifting: Lifting
-    total: bytes = field(repr=False)
+    total: bytes | memoryview = field(repr=False)
 
     def encode(self) -> bytes:
         head = to_json({"sites": list(self.sites), "agreed": list(self.agreed), **self.lifting.to_json()})
-        return len(head).to_bytes(4, "big") + head + self.total
+        return b"".join((len(head).to_bytes(4, "big"), head, self.total))
 
     @classmethod
-    def decode(cls, body: bytes) -> "Published":
+    def decode(cls, body: bytes | memoryview) -> "Published":
         """Inverse of `encode`. Raises WireError on a head that it cannot explain."""
         end = 4 + int.from_bytes(body[:4], "big")
         head = from_json(body[4:end])

@@ -47,6 +47,11 @@ class Kind(IntEnum):
     READABLE_UPDATE = 8  # update vector, float32 little-endian
 
     @property
+    def bulk(self) -> bool:
+        """Whether the body is numbers, many megabytes of them: a decoded one is looked at where it lies."""
+        return self in (Kind.UPDATE, Kind.AGGREGATE, Kind.READABLE_ORDER, Kind.READABLE_UPDATE)
+
+    @property
     def signed(self) -> bool:
         return self not in (Kind.READABLE_ORDER, Kind.READABLE_UPDATE)
 
@@ -60,7 +65,7 @@ class Envelope:
     round_number: int
     plan: bytes
     sender: str
-    body: bytes
+    body: bytes | memoryview
 
     def __post_init__(self) -> None:
         if len(self.run) != 16 or len(self.plan) != 32 or not 0 <= self.round_number < 2**32:
@@ -98,7 +103,9 @@ def decode(data: bytes, public_key_of: Callable[[str], bytes]) -> Envelope:
         raise WireError(f"{len(data)} bytes, the header promises {start + body_length + _SIGNATURE_BYTES}")
     try:
         sender = data[_FIXED.size : _FIXED.size + name_length].decode()
-        envelope = Envelope(Kind(kind), run, round_number, plan, sender, data[start : start + body_length])
+        body = memoryview(data)[start : start + body_length]
+        kept = body if Kind(kind).bulk else bytes(body)
+        envelope = Envelope(Kind(kind), run, round_number, plan, sender, kept)
     except ValueError as error:
         raise WireError(f"unknown kind or sender: {error}") from None
     signature = data[-_SIGNATURE_BYTES:]
@@ -119,12 +126,12 @@ def to_json(value: Any) -> bytes:
     return rfc8785.dumps(value)
 
 
-def from_json(data: bytes) -> dict[str, Any]:
+def from_json(data: bytes | memoryview) -> dict[str, Any]:
     """Inverse of `to_json` for an object. Raises WireError on any other spelling of the same value, and on what
     canonical JSON cannot hold: NaN, infinities, integers beyond 2^53, half a surrogate pair, a key given twice.
     """
     try:
-        value = json.loads(data, parse_constant=_no_constant)
+        value = json.loads(bytes(data), parse_constant=_no_constant)
         canonical = rfc8785.dumps(value)
     except (ValueError, RecursionError):
         raise WireError("the body is not JSON") from None
@@ -156,7 +163,7 @@ def table(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def digest(data: bytes) -> bytes:
+def digest(data: bytes | memoryview) -> bytes:
     return hashlib.sha256(data).digest()
 
 
@@ -166,7 +173,7 @@ def _header(envelope: Envelope) -> bytes:
     return fixed + name + _LENGTH.pack(len(envelope.body))
 
 
-def _signed_part(header: bytes, body: bytes) -> bytes:
+def _signed_part(header: bytes, body: bytes | memoryview) -> bytes:
     return header + digest(body)
 
 
