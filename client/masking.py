@@ -30,7 +30,7 @@ from common.masking import (
     share_threshold,
     split_package,
 )
-from common.wire import Envelope, Kind, decode, digest, encode, from_hex, from_json, to_json
+from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, to_json
 
 
 def offer(site: Site, run: SiteRun, number: int) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) ->
     this site holds; and when this site itself has agreed to another one.
     """
     number, version = order.round_number, run.version()
-    opening = Opening(published.sites, digest(published.total).hex(), version.model_hash.hex())
+    opening = Opening(published.sites, published.sum_hash, version.model_hash.hex())
     path = _list_path(run, number)
     if path.exists() and path.read_bytes() != to_json(opening.to_json()):
         raise TrustError(f"round {number}: not the sum and list that this site agreed on")

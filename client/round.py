@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from client import masking
+from client.opening import open_published
 from client.policy import consent
 from client.runs import SiteRun, signed_answer
 from client.site import Site
@@ -24,9 +25,8 @@ from common.encoding import Encoding, public_scale
 from common.errors import InvalidUpdate, ProtocolError, TrustError, WrongRound
 from common.evaluators.counts import tally
 from common.federation import ModelSettings, Plan
-from common.he.ciphertexts import Aggregate
 from common.he.packing import Integers
-from common.he.scheme import encrypt, open_sum
+from common.he.scheme import encrypt
 from common.he.series import Joined, Series
 from common.masking import Published, names
 from common.model_state import ModelState, advance
@@ -197,11 +197,8 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
         masking.require_list(site, run, published.sites)
         started = time.perf_counter()
         masks = masking.masks_in(site, run, order, published)
-        aggregate = Aggregate.decode(run.scheme, run.layout(order.round_number).length, published.total)
-        if aggregate.sites != len(published.sites):
-            raise ProtocolError("the sum and the list of its sites do not agree")
-        total = open_sum(aggregate, run.cohort_key(run.plan.encryption.epoch_of(number)), masks)
-        layout = run.layout(number)
+        layout, key = run.layout(number), run.cohort_key(run.plan.encryption.epoch_of(number))
+        total = open_published(published, layout.length, key, masks)
         if layout.counts:
             run.keep_counts(number, total[layout.update :])
         if layout.update:

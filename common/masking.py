@@ -14,6 +14,7 @@ Reference: Bonawitz et al., CCS 2017, ePrint 2017/281.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from common.errors import ProtocolError, TrustError, WireError
@@ -105,9 +106,18 @@ class Published:
     lifting: Lifting
     total: bytes | memoryview = field(repr=False)
 
-    def encode(self) -> bytes:
+    @cached_property
+    def sum_hash(self) -> str:
+        """SHA-256 of the sum, as in `Opening`."""
+        return digest(self.total).hex()
+
+    def parts(self) -> tuple[bytes, bytes | memoryview]:
+        """`encode` without a copy of the sum."""
         head = to_json({"sites": list(self.sites), "agreed": list(self.agreed), **self.lifting.to_json()})
-        return b"".join((len(head).to_bytes(4, "big"), head, self.total))
+        return len(head).to_bytes(4, "big") + head, self.total
+
+    def encode(self) -> bytes:
+        return b"".join(self.parts())
 
     @classmethod
     def decode(cls, body: bytes | memoryview) -> "Published":

@@ -12,7 +12,7 @@ Kinds named READABLE_* carry 64 zero bytes instead: they belong to baselines wit
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -25,6 +25,7 @@ from common.federation import Plan
 from common.signing import Identity, verify
 
 VERSION = 1
+Bytes = bytes | memoryview
 _MAGIC = b"VF"
 _FIXED = struct.Struct(">2sBB16sI32sB")
 _LENGTH = struct.Struct(">Q")
@@ -65,7 +66,7 @@ class Envelope:
     round_number: int
     plan: bytes
     sender: str
-    body: bytes | memoryview
+    body: Bytes
 
     def __post_init__(self) -> None:
         if len(self.run) != 16 or len(self.plan) != 32 or not 0 <= self.round_number < 2**32:
@@ -76,11 +77,16 @@ class Envelope:
 
 def encode(envelope: Envelope, identity: Identity | None = None) -> bytes:
     """The bytes to send. Signed kinds need the sender's identity, READABLE_* kinds take none."""
+    return b"".join(encode_parts(envelope, (envelope.body,), identity))
+
+
+def encode_parts(envelope: Envelope, body: Sequence[Bytes], identity: Identity | None = None) -> tuple[Bytes, ...]:
+    """`encode` of the envelope with all of `body` in place of its own, without a copy: to be written one by one."""
     if envelope.kind.signed == (identity is None):
         raise WireError(f"{envelope.kind.name} is {'' if envelope.kind.signed else 'never '}signed")
-    header = _header(envelope)
-    signature = identity.sign(_CONTEXT, _signed_part(header, envelope.body)) if identity else _UNSIGNED
-    return b"".join((header, envelope.body, signature))
+    header = _header(envelope, sum(len(part) for part in body))
+    signature = identity.sign(_CONTEXT, _signed_part(header, *body)) if identity else _UNSIGNED
+    return header, *body, signature
 
 
 def decode(data: bytes, public_key_of: Callable[[str], bytes]) -> Envelope:
@@ -126,7 +132,7 @@ def to_json(value: Any) -> bytes:
     return rfc8785.dumps(value)
 
 
-def from_json(data: bytes | memoryview) -> dict[str, Any]:
+def from_json(data: Bytes) -> dict[str, Any]:
     """Inverse of `to_json` for an object. Raises WireError on any other spelling of the same value, and on what
     canonical JSON cannot hold: NaN, infinities, integers beyond 2^53, half a surrogate pair, a key given twice.
     """
@@ -163,18 +169,22 @@ def table(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def digest(data: bytes | memoryview) -> bytes:
-    return hashlib.sha256(data).digest()
+def digest(*parts: Bytes) -> bytes:
+    """SHA-256 of all parts together."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part)
+    return hashed.digest()
 
 
-def _header(envelope: Envelope) -> bytes:
+def _header(envelope: Envelope, body_length: int) -> bytes:
     name = envelope.sender.encode()
     fixed = _FIXED.pack(_MAGIC, VERSION, envelope.kind, envelope.run, envelope.round_number, envelope.plan, len(name))
-    return fixed + name + _LENGTH.pack(len(envelope.body))
+    return fixed + name + _LENGTH.pack(body_length)
 
 
-def _signed_part(header: bytes, body: bytes | memoryview) -> bytes:
-    return header + digest(body)
+def _signed_part(header: bytes, *body: Bytes) -> bytes:
+    return header + digest(*body)
 
 
 def _no_constant(name: str) -> Any:
