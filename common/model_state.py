@@ -18,6 +18,7 @@ from common.errors import InvalidUpdate, TrustError
 from common.federation import TrainingSettings
 from common.updates import Vector
 
+_NOTHING = np.zeros(0, np.float32)
 _STORED = ("counters", "hash", "model", "velocity", "tail_sum")
 _DAMAGED = "the stored model state is damaged"
 
@@ -35,17 +36,21 @@ class ModelVersion:
         """Of a file that holds `ModelState.to_bytes`, at the same price whatever the size of the model."""
         try:
             with safe_open(path, "np") as stored:
-                counters, model_hash = stored.get_tensor("counters"), stored.get_tensor("hash")
-                return cls(int(counters[0]), model_hash.tobytes(), *stored.get_slice("model").get_shape())
-        except (SafetensorError, ValueError, IndexError, TypeError):
+                counters, named = stored.get_tensor("counters"), stored.get_tensor("hash")
+                shape = stored.get_slice("model").get_shape()
+        except (SafetensorError, ValueError):
             raise TrustError(_DAMAGED) from None
+        if counters.dtype != np.int64 or counters.shape != (2,) or counters.min() < 0 or len(shape) != 1:
+            raise TrustError(_DAMAGED)
+        return cls(int(counters[0]), named.tobytes(), shape[0])
 
 
 @dataclass(frozen=True)
 class ModelState:
     """After `round_number` closed rounds. All vectors: (num_parameters,) float32.
 
-    velocity: server momentum. tail_sum: sum of the models of the last `tail_count` rounds.
+    velocity: server momentum. tail_sum: sum of the models of the last `tail_count` rounds. Both are empty, and take no
+    room on disk, where they would be zero or nobody will ask for them.
     """
 
     round_number: int
@@ -56,8 +61,7 @@ class ModelState:
 
     @classmethod
     def initial(cls, model: Vector) -> "ModelState":
-        zeros = np.zeros(model.size, np.float32)
-        return cls(0, model.astype(np.float32), zeros, zeros)
+        return cls(0, model.astype(np.float32), _NOTHING, _NOTHING)
 
     @cached_property
     def model_hash(self) -> bytes:
@@ -81,8 +85,9 @@ class ModelState:
             counters, named, model, velocity, tail_sum = (arrays[name] for name in _STORED)
         except (SafetensorError, ValueError, KeyError):
             raise TrustError(_DAMAGED) from None
-        shapes = {(vector.dtype.str, vector.shape) for vector in (model, velocity, tail_sum)}
+        shapes = {(vector.dtype.str, vector.shape) for vector in (model, velocity, tail_sum) if vector.size}
         well_formed = (counters.dtype.str, counters.shape) == ("<i8", (2,)) and shapes == {("<f4", (model.size,))}
+        well_formed = well_formed and bool(tail_sum.size) == bool(counters[1])
         if not well_formed or counters.min() < 0:
             raise TrustError(_DAMAGED)
         state = cls(int(counters[0]), model, velocity, tail_sum, int(counters[1]))
@@ -100,11 +105,16 @@ def advance(state: ModelState, mean_update: Vector, training: TrainingSettings, 
     """
     if mean_update.shape != state.model.shape:
         raise InvalidUpdate(f"an update of {mean_update.size} values for a model of {state.model.size}")
-    velocity = training.server_momentum * state.velocity.astype(np.float64) + mean_update
+    velocity = mean_update
+    if state.velocity.size:
+        velocity = training.server_momentum * state.velocity.astype(np.float64) + mean_update
     model = (state.model + training.server_learning_rate * velocity).astype(np.float32)
     if not np.isfinite(model).all():
         raise InvalidUpdate("the updated model holds NaN or infinite values")
     number = state.round_number + 1
     in_tail = number > rounds - int(training.tail_average * rounds)
-    tail_sum = (state.tail_sum.astype(np.float64) + model).astype(np.float32) if in_tail else state.tail_sum
-    return ModelState(number, model, velocity.astype(np.float32), tail_sum, state.tail_count + in_tail)
+    tail_sum = state.tail_sum
+    if in_tail:
+        tail_sum = (tail_sum.astype(np.float64) + model).astype(np.float32) if tail_sum.size else model
+    kept = velocity.astype(np.float32) if training.server_momentum else _NOTHING
+    return ModelState(number, model, kept, tail_sum, state.tail_count + in_tail)
