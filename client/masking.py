@@ -9,14 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from client.runs import SiteRun, signed_answer
 from client.site import Site
 from common.errors import CohortTooSmall, ProtocolError, TrustError, WrongRound
 from common.files import write_atomically
-from common.he.masks import masks_left_in_sum, pairwise_seed, site_mask
+from common.he.masks import MaskStream, masks_left_in_sum, pairwise_seed, site_mask
 from common.he.scheme import coefficients
 from common.he.sealing import ExchangeKey, open_sealed, seal
 from common.he.shares import commit, split_secret
@@ -33,7 +30,7 @@ from common.masking import (
     share_threshold,
     split_package,
 )
-from common.wire import Envelope, Kind, decode, digest, encode, from_hex, from_json, to_json
+from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, to_json
 
 
 def offer(site: Site, run: SiteRun, number: int) -> dict[str, Any]:
@@ -75,11 +72,12 @@ def accept_offers(site: Site, run: SiteRun, order: Envelope) -> None:
     write_atomically(_shown_path(run, order.round_number), order.body)
 
 
-def mask(site: Site, run: SiteRun, number: int, length: int) -> NDArray[np.uint64]:
-    """The mask of this site's update among the sites whose offers it accepted."""
+def mask(site: Site, run: SiteRun, number: int, length: int) -> MaskStream:
+    """The mask, grown as it is read, of this site's update among the sites whose offers it accepted."""
     self_seed, mask_key = _secrets(run, number)
     count, bits = coefficients(run.scheme, length), run.scheme.plain_modulus_bits
-    return site_mask(site.name, self_seed, _pair_seeds(site, run, number, mask_key), count, bits)
+    seeds = _pair_seeds(site, run, number, mask_key)
+    return MaskStream(count, lambda count, start: site_mask(site.name, self_seed, seeds, count, bits, start))
 
 
 def agree(site: Site, run: SiteRun, order: Envelope) -> bytes:
@@ -129,14 +127,14 @@ def stand_in(site: Site, run: SiteRun, order: Envelope) -> bytes:
     return signed_answer(site, run, number, answer)
 
 
-def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) -> NDArray[np.uint64]:
-    """What must be subtracted from the opened sum.
+def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) -> MaskStream:
+    """What must be subtracted from the opened sum, grown as it is read.
 
     Raises TrustError unless enough sites have agreed to open this very sum, of this list, on top of the model that
     this site holds; and when this site itself has agreed to another one.
     """
-    number, state = order.round_number, run.state()
-    opening = Opening(published.sites, digest(published.total).hex(), state.model_hash.hex())
+    number, version = order.round_number, run.version()
+    opening = Opening(published.sites, published.sum_hash, version.model_hash.hex())
     path = _list_path(run, number)
     if path.exists() and path.read_bytes() != to_json(opening.to_json()):
         raise TrustError(f"round {number}: not the sum and list that this site agreed on")
@@ -146,7 +144,10 @@ def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) ->
     if set(lifting.self_seeds) != set(opening.sites) or not vanished <= set(run.cohort):
         raise ProtocolError("the sum and what lifts its masks do not agree")
     count, bits = coefficients(run.scheme, run.layout(number).length), run.scheme.plain_modulus_bits
-    return masks_left_in_sum(lifting.self_seeds, lifting.broken_pairs, count, bits)
+    return MaskStream(
+        count,
+        lambda count, start: masks_left_in_sum(lifting.self_seeds, lifting.broken_pairs, count, bits, start),
+    )
 
 
 def require_list(site: Site, run: SiteRun, sites: Sequence[str]) -> None:
@@ -181,14 +182,14 @@ def _check_offers(site: Site, run: SiteRun, number: int, body: Mapping[str, Any]
 
 def _asked(run: SiteRun, order: Envelope) -> Opening:
     """What the order wants opened, on top of the model that this site holds."""
-    body, state = from_json(order.body), run.state()
-    if order.round_number != state.round_number + 1:
+    body, version = from_json(order.body), run.version()
+    if order.round_number != version.round_number + 1:
         raise WrongRound(f"round {order.round_number} is not open at this site")
-    return Opening(tuple(names(body, "received")), from_hex(body.get("sum")).hex(), state.model_hash.hex())
+    return Opening(tuple(names(body, "received")), from_hex(body.get("sum")).hex(), version.model_hash.hex())
 
 
 def _check_list(site: Site, run: SiteRun, number: int, received: Sequence[str]) -> None:
-    if run.sealed_update(number) is None:
+    if not run.has_sealed_update(number):
         raise WrongRound(f"this site sent nothing in round {number}")
     if not set(received) <= set(_shown(run, number)["offers"]):
         raise TrustError("the list names sites that did not offer masks in this round")
@@ -214,7 +215,7 @@ def _threshold(run: SiteRun) -> int:
 
 
 def _pair_seeds(site: Site, run: SiteRun, number: int, mask_key: ExchangeKey) -> dict[str, bytes]:
-    context = mask_context(run.run, number, run.state().model_hash.hex())
+    context = mask_context(run.run, number, run.version().model_hash.hex())
     seeds = {}
     for name, data in _shown(run, number)["offers"].items():
         if name != site.name:

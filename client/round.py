@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from client import masking
+from client.opening import open_published
 from client.policy import consent
 from client.runs import SiteRun, signed_answer
 from client.site import Site
@@ -24,9 +25,9 @@ from common.encoding import Encoding, public_scale
 from common.errors import InvalidUpdate, ProtocolError, TrustError, WrongRound
 from common.evaluators.counts import tally
 from common.federation import ModelSettings, Plan
-from common.he.ciphertexts import Aggregate
 from common.he.packing import Integers
-from common.he.scheme import encrypt, open_sum
+from common.he.scheme import encrypt
+from common.he.series import Joined, Series
 from common.masking import Published, names
 from common.model_state import ModelState, advance
 from common.models import build, layer_sizes, load_parameters, parameters_of, predict
@@ -77,7 +78,7 @@ def join(site: Site, order: Envelope) -> bytes:
 def offer_masks(site: Site, order: Envelope) -> bytes:
     """Order for the coming round -> this site's offer and its packages for the peers."""
     run = joined(site, order)
-    if order.round_number != run.state().round_number + 1:
+    if order.round_number != run.version().round_number + 1:
         raise WrongRound(f"round {order.round_number} is not the next one of this site")
     return signed_answer(site, run, order.round_number, masking.offer(site, run, order.round_number))
 
@@ -95,20 +96,20 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
     masking.accept_offers(site, run, order)
     bill = round_events(run.plan, number, len(run.cohort), run.plan.smallest_sum(len(run.cohort)))
     _require_budget(site, run, number, bill)
-    parts, seconds, encrypt_seconds = [], 0.0, 0.0
+    parts: list[Series] = []
+    seconds = encrypt_seconds = 0.0
     if run.plan.trains(number):
         trained = train_and_charge(site, run, number, state.model, bill)
         seconds, started = trained.seconds, time.perf_counter()
         clipped = clip(trained.update, run.plan.privacy.max_update_norm)
-        parts.append(_encoding(run, number).encode(clipped, site.randomness("rounding", number)))
+        parts.append(_encoding(run, number).stream(clipped, site.randomness("rounding", number)))
         encrypt_seconds = time.perf_counter() - started
     if run.plan.measures(number):
         parts.append(count_and_charge(site, run, number, state, bill))
     started = time.perf_counter()
-    values = np.concatenate(parts)
-    masks = masking.mask(site, run, number, values.size)
-    ciphertext = encrypt(values, run.cohort_key(run.plan.encryption.epoch_of(number)), masks)
-    body = state.model_hash + ciphertext.encode()
+    values = parts[0] if len(parts) == 1 else Joined(parts)
+    masks = masking.mask(site, run, number, len(values))
+    body = encrypt(values, run.cohort_key(run.plan.encryption.epoch_of(number)), masks).encode(state.model_hash)
     data = encode(Envelope(Kind.UPDATE, run.run, number, run.plan_hash, site.name, body), site.identity)
     run.keep_sealed_update(number, data)
     return SealedUpdate(data, seconds, encrypt_seconds + time.perf_counter() - started, spent(site, run))
@@ -198,11 +199,8 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
         masking.require_list(site, run, published.sites)
         started = time.perf_counter()
         masks = masking.masks_in(site, run, order, published)
-        aggregate = Aggregate.decode(run.scheme, run.layout(order.round_number).length, published.total)
-        if aggregate.sites != len(published.sites):
-            raise ProtocolError("the sum and the list of its sites do not agree")
-        total = open_sum(aggregate, run.cohort_key(run.plan.encryption.epoch_of(number)), masks)
-        layout = run.layout(number)
+        layout, key = run.layout(number), run.cohort_key(run.plan.encryption.epoch_of(number))
+        total = open_published(published, layout.length, key, masks)
         if layout.counts:
             run.keep_counts(number, total[layout.update :])
         if layout.update:
@@ -254,9 +252,9 @@ def _network(settings: ModelSettings) -> "nn.Module":
 
 def _position(site: Site, run: SiteRun, more: Mapping[str, Any] = {}) -> bytes:
     """Where this site stands: the round that it has applied, and the model that this gave."""
-    state = run.state()
-    body = {"round": state.round_number, "model_hash": state.model_hash.hex(), **more}
-    return signed_answer(site, run, state.round_number, body)
+    version = run.version()
+    body = {"round": version.round_number, "model_hash": version.model_hash.hex(), **more}
+    return signed_answer(site, run, version.round_number, body)
 
 
 def _encoding(run: SiteRun, number: int) -> Encoding:

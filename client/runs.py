@@ -24,7 +24,7 @@ from common.he.sealing import ExchangeKey
 from common.keystore import load_secret, save_secret
 from common.layout import Layout, longest
 from common.metrics import MetricsCode
-from common.model_state import ModelState
+from common.model_state import ModelState, ModelVersion
 from common.wire import Envelope, Kind, digest, encode, from_hex, from_json, plan_hash, to_json
 
 
@@ -76,12 +76,12 @@ class SiteRun:
 
     @cached_property
     def _parameters(self) -> int:
-        return self.state().model.size
+        return self.version().size
 
     @property
     def due_epoch(self) -> int:
         """The epoch of this site's next round; 0 when there is none."""
-        closed = self.state().round_number
+        closed = self.version().round_number
         return self.plan.encryption.epoch_of(closed + 1) if closed < self.plan.last_round else 0
 
     def announcement(self, epoch: int) -> dict[str, Any]:
@@ -157,6 +157,10 @@ class SiteRun:
     def state(self) -> ModelState:
         return ModelState.from_bytes((self.directory / "state").read_bytes())
 
+    def version(self) -> ModelVersion:
+        """Which model this site holds, without reading it."""
+        return ModelVersion.read(self.directory / "state")
+
     def keep_state(self, state: ModelState) -> None:
         write_atomically(self.directory / "state", state.to_bytes())
 
@@ -172,6 +176,9 @@ class SiteRun:
         """What this site sent, or was about to send, in that round."""
         path = self._outbox(round_number)
         return path.read_bytes() if path.exists() else None
+
+    def has_sealed_update(self, round_number: int) -> bool:
+        return self._outbox(round_number).exists()
 
     def keep_sealed_update(self, round_number: int, data: bytes) -> None:
         """On disk before it is sent: whoever asks again gets these very bytes, never a second release."""

@@ -19,6 +19,7 @@ from common.dp.noise_shares import NoiseGrid
 from common.federation import Plan, require
 from common.he.quantize import (
     Bound,
+    QuantizeStream,
     dequantize_sum,
     largest_after_rotation,
     quantize,
@@ -26,6 +27,7 @@ from common.he.quantize import (
     rotate,
     rotate_back,
 )
+from common.he.series import Series
 from common.randomness import Randomness
 from common.updates import Clipped, Vector
 
@@ -67,6 +69,13 @@ class Encoding:
         if self.conditional:
             return quantize_conditionally(turned, self.bits, randomness.uniform, self.largest).values
         return quantize(turned, self.bits, randomness.uniform(turned.values.size), self.largest).values
+
+    def stream(self, update: Clipped, randomness: Randomness) -> Series:
+        """What `encode` gives, made as it is read where rounding is all there is to do."""
+        if self.grid or self.conditional:
+            return self.encode(update, randomness)
+        turned = rotate(update, self.seed) if self.seed else update
+        return QuantizeStream(turned, self.bits, randomness.uniform, self.largest)
 
     def decode(self, total: NDArray[np.int64]) -> Vector:
         """(d,) float64: the sum of the updates behind a sum of encoded ones, bit for bit the same at every site."""

@@ -2,11 +2,12 @@
 
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Make `path` hold exactly `data`, with permissions `mode`, and on disk before returning.
+def write_atomically(path: Path, data: bytes | Sequence[bytes | memoryview], mode: int = 0o600) -> None:
+    """Make `path` hold exactly `data` (or its parts, in order), with permissions `mode`, on disk before returning.
 
     Whoever reads `path` at any moment, or after a crash at any moment, finds the old bytes or the new ones.
     Of two writers at once, one wins whole. A crash may leave a hidden `.NAME.*.part` file beside `path`.
@@ -16,7 +17,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with open(descriptor, "wb") as file:
             os.fchmod(descriptor, mode)  # open() above was subject to the umask
-            file.write(data)
+            file.writelines((data,) if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(descriptor)
         os.replace(beside, path)

@@ -14,6 +14,7 @@ Reference: Bonawitz et al., CCS 2017, ePrint 2017/281.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from common.errors import ProtocolError, TrustError, WireError
@@ -103,14 +104,23 @@ class Published:
     sites: tuple[str, ...]
     agreed: tuple[str, ...]
     lifting: Lifting
-    total: bytes = field(repr=False)
+    total: bytes | memoryview = field(repr=False)
+
+    @cached_property
+    def sum_hash(self) -> str:
+        """SHA-256 of the sum, as in `Opening`."""
+        return digest(self.total).hex()
+
+    def parts(self) -> tuple[bytes, bytes | memoryview]:
+        """`encode` without a copy of the sum."""
+        head = to_json({"sites": list(self.sites), "agreed": list(self.agreed), **self.lifting.to_json()})
+        return len(head).to_bytes(4, "big") + head, self.total
 
     def encode(self) -> bytes:
-        head = to_json({"sites": list(self.sites), "agreed": list(self.agreed), **self.lifting.to_json()})
-        return len(head).to_bytes(4, "big") + head + self.total
+        return b"".join(self.parts())
 
     @classmethod
-    def decode(cls, body: bytes) -> "Published":
+    def decode(cls, body: bytes | memoryview) -> "Published":
         """Inverse of `encode`. Raises WireError on a head that it cannot explain."""
         end = 4 + int.from_bytes(body[:4], "big")
         head = from_json(body[4:end])

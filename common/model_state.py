@@ -7,26 +7,52 @@ last bits; the hash of the rounded model is what messages refer to.
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save
 
 from common.errors import InvalidUpdate, TrustError
 from common.federation import TrainingSettings
 from common.updates import Vector
 
-_STORED = ("counters", "model", "velocity", "second_moment", "average")
+_NOTHING = np.zeros(0, np.float32)
+_STORED = ("counters", "hash", "model", "velocity", "second_moment", "average")
+_DAMAGED = "the stored model state is damaged"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """Which model it is: what messages refer to, without its numbers. size: how many parameters it has."""
+
+    round_number: int
+    model_hash: bytes
+    size: int
+
+    @classmethod
+    def read(cls, path: Path) -> "ModelVersion":
+        """Of a file that holds `ModelState.to_bytes`, at the same price whatever the size of the model."""
+        try:
+            with safe_open(path, "np") as stored:
+                counters, named = stored.get_tensor("counters"), stored.get_tensor("hash")
+                shape = stored.get_slice("model").get_shape()
+        except (SafetensorError, ValueError):
+            raise TrustError(_DAMAGED) from None
+        if counters.dtype != np.int64 or counters.shape != (2,) or counters.min() < 0 or len(shape) != 1:
+            raise TrustError(_DAMAGED)
+        return cls(int(counters[0]), named.tobytes(), shape[0])
 
 
 @dataclass(frozen=True)
 class ModelState:
     """After `round_number` closed rounds. All vectors: (num_parameters,) float32.
 
-    velocity: server momentum, or Adam's first moment; second_moment: Adam's, (0,) until there is one. average: of
-    `averaged` models so far, the one to release.
+    velocity: server momentum, or Adam's first moment; second_moment: Adam's. average: of `averaged` models so far, the
+    one to release. All three are empty, and take no room on disk, while they would be zero or nobody asks for them.
     """
 
     round_number: int
@@ -38,12 +64,11 @@ class ModelState:
 
     @classmethod
     def initial(cls, model: Vector) -> "ModelState":
-        zeros = np.zeros(model.size, np.float32)
-        return cls(0, model.astype(np.float32), zeros, zeros[:0], zeros)
+        return cls(0, model.astype(np.float32), _NOTHING, _NOTHING, _NOTHING)
 
-    @property
+    @cached_property
     def model_hash(self) -> bytes:
-        return hashlib.sha256(self.model.tobytes()).digest()
+        return hashlib.sha256(np.ascontiguousarray(self.model, "<f4").data).digest()
 
     @property
     def released(self) -> NDArray[np.float32]:
@@ -52,7 +77,8 @@ class ModelState:
 
     def to_bytes(self) -> bytes:
         counters = np.array([self.round_number, self.averaged], np.int64)
-        vectors = (counters, self.model, self.velocity, self.second_moment, self.average)
+        named = np.frombuffer(self.model_hash, np.uint8)
+        vectors = (counters, named, self.model, self.velocity, self.second_moment, self.average)
         return save(dict(zip(_STORED, vectors, strict=True)))
 
     @classmethod
@@ -60,15 +86,19 @@ class ModelState:
         """Inverse of `to_bytes`. Raises TrustError for a damaged file."""
         try:
             arrays = load(data)
-            counters, model, velocity, second_moment, average = (arrays[name] for name in _STORED)
+            counters, named, model, velocity, second_moment, average = (arrays[name] for name in _STORED)
         except (SafetensorError, ValueError, KeyError):
-            raise TrustError("the stored model state is damaged") from None
-        grown = (second_moment,) if second_moment.size else ()
-        shapes = {(vector.dtype.str, vector.shape) for vector in (model, velocity, average, *grown)}
+            raise TrustError(_DAMAGED) from None
+        grown = [vector for vector in (velocity, second_moment, average) if vector.size]
+        shapes = {(vector.dtype.str, vector.shape) for vector in (model, *grown)}
         well_formed = (counters.dtype.str, counters.shape) == ("<i8", (2,)) and shapes == {("<f4", (model.size,))}
+        well_formed = well_formed and bool(average.size) == bool(counters[1])
         if not well_formed or counters.min() < 0:
-            raise TrustError("the stored model state is damaged")
-        return cls(int(counters[0]), model, velocity, second_moment, average, int(counters[1]))
+            raise TrustError(_DAMAGED)
+        state = cls(int(counters[0]), model, velocity, second_moment, average, int(counters[1]))
+        if state.model_hash != named.tobytes():
+            raise TrustError(_DAMAGED)
+        return state
 
 
 def advance(state: ModelState, mean_update: Vector, training: TrainingSettings, rounds: int) -> ModelState:
@@ -82,16 +112,15 @@ def advance(state: ModelState, mean_update: Vector, training: TrainingSettings, 
     if mean_update.shape != state.model.shape:
         raise InvalidUpdate(f"an update of {mean_update.size} values for a model of {state.model.size}")
     number, decay = state.round_number + 1, training.server_momentum
-    velocity, second_moment = state.velocity.astype(np.float64), state.second_moment
+    velocity, second_moment = _grown(state.velocity, mean_update), state.second_moment
     if training.server_optimizer == "adam":
         second_decay = training.server_second_momentum
-        before = second_moment.astype(np.float64) if second_moment.size else np.zeros(mean_update.size)
         velocity = decay * velocity + (1 - decay) * mean_update
-        squares = second_decay * before + (1 - second_decay) * mean_update**2
+        squares = second_decay * _grown(second_moment, mean_update) + (1 - second_decay) * mean_update**2
         roots = np.sqrt(squares / (1 - _power(second_decay, number))) + training.server_adaptivity
         move, second_moment = velocity / (1 - _power(decay, number)) / roots, squares.astype(np.float32)
     else:
-        move = velocity = decay * velocity + mean_update
+        move = velocity = decay * velocity + mean_update if decay else mean_update
     model = (state.model + training.server_learning_rate * move).astype(np.float32)
     if not np.isfinite(model).all():
         raise InvalidUpdate("the updated model holds NaN or infinite values")
@@ -99,8 +128,15 @@ def advance(state: ModelState, mean_update: Vector, training: TrainingSettings, 
     if training.ema_decay or number > rounds - int(training.tail_average * rounds):
         averaged += 1
         share = _newest_share(averaged, training.ema_decay)
-        average = (average + share * (model.astype(np.float64) - average)).astype(np.float32)
-    return ModelState(number, model, velocity.astype(np.float32), second_moment, average, averaged)
+        before = _grown(average, mean_update)
+        average = (before + share * (model - before)).astype(np.float32)
+    kept = velocity.astype(np.float32) if decay or training.server_optimizer == "adam" else _NOTHING
+    return ModelState(number, model, kept, second_moment, average, averaged)
+
+
+def _grown(vector: NDArray[np.float32], like: Vector) -> Vector:
+    """In double precision, and zeros where there is nothing yet."""
+    return vector.astype(np.float64) if vector.size else np.zeros_like(like)
 
 
 def _newest_share(averaged: int, ema_decay: float) -> float:

@@ -12,7 +12,7 @@ Kinds named READABLE_* carry 64 zero bytes instead: they belong to baselines wit
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -25,6 +25,7 @@ from common.federation import Plan
 from common.signing import Identity, verify
 
 VERSION = 1
+Bytes = bytes | memoryview
 _MAGIC = b"VF"
 _FIXED = struct.Struct(">2sBB16sI32sB")
 _LENGTH = struct.Struct(">Q")
@@ -47,6 +48,11 @@ class Kind(IntEnum):
     READABLE_UPDATE = 8  # update vector, float32 little-endian
 
     @property
+    def bulk(self) -> bool:
+        """Whether the body is numbers, many megabytes of them: a decoded one is looked at where it lies."""
+        return self in (Kind.UPDATE, Kind.AGGREGATE, Kind.READABLE_ORDER, Kind.READABLE_UPDATE)
+
+    @property
     def signed(self) -> bool:
         return self not in (Kind.READABLE_ORDER, Kind.READABLE_UPDATE)
 
@@ -60,7 +66,7 @@ class Envelope:
     round_number: int
     plan: bytes
     sender: str
-    body: bytes
+    body: Bytes
 
     def __post_init__(self) -> None:
         if len(self.run) != 16 or len(self.plan) != 32 or not 0 <= self.round_number < 2**32:
@@ -71,11 +77,16 @@ class Envelope:
 
 def encode(envelope: Envelope, identity: Identity | None = None) -> bytes:
     """The bytes to send. Signed kinds need the sender's identity, READABLE_* kinds take none."""
+    return b"".join(encode_parts(envelope, (envelope.body,), identity))
+
+
+def encode_parts(envelope: Envelope, body: Sequence[Bytes], identity: Identity | None = None) -> tuple[Bytes, ...]:
+    """`encode` of the envelope with all of `body` in place of its own, without a copy: to be written one by one."""
     if envelope.kind.signed == (identity is None):
         raise WireError(f"{envelope.kind.name} is {'' if envelope.kind.signed else 'never '}signed")
-    header = _header(envelope)
-    signature = identity.sign(_CONTEXT, _signed_part(header, envelope.body)) if identity else _UNSIGNED
-    return b"".join((header, envelope.body, signature))
+    header = _header(envelope, sum(len(part) for part in body))
+    signature = identity.sign(_CONTEXT, _signed_part(header, *body)) if identity else _UNSIGNED
+    return header, *body, signature
 
 
 def decode(data: bytes, public_key_of: Callable[[str], bytes]) -> Envelope:
@@ -98,7 +109,9 @@ def decode(data: bytes, public_key_of: Callable[[str], bytes]) -> Envelope:
         raise WireError(f"{len(data)} bytes, the header promises {start + body_length + _SIGNATURE_BYTES}")
     try:
         sender = data[_FIXED.size : _FIXED.size + name_length].decode()
-        envelope = Envelope(Kind(kind), run, round_number, plan, sender, data[start : start + body_length])
+        body = memoryview(data)[start : start + body_length]
+        kept = body if Kind(kind).bulk else bytes(body)
+        envelope = Envelope(Kind(kind), run, round_number, plan, sender, kept)
     except ValueError as error:
         raise WireError(f"unknown kind or sender: {error}") from None
     signature = data[-_SIGNATURE_BYTES:]
@@ -119,12 +132,12 @@ def to_json(value: Any) -> bytes:
     return rfc8785.dumps(value)
 
 
-def from_json(data: bytes) -> dict[str, Any]:
+def from_json(data: Bytes) -> dict[str, Any]:
     """Inverse of `to_json` for an object. Raises WireError on any other spelling of the same value, and on what
     canonical JSON cannot hold: NaN, infinities, integers beyond 2^53, half a surrogate pair, a key given twice.
     """
     try:
-        value = json.loads(data, parse_constant=_no_constant)
+        value = json.loads(bytes(data), parse_constant=_no_constant)
         canonical = rfc8785.dumps(value)
     except (ValueError, RecursionError):
         raise WireError("the body is not JSON") from None
@@ -156,18 +169,22 @@ def table(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
-def digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+def digest(*parts: Bytes) -> bytes:
+    """SHA-256 of all parts together."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part)
+    return hashed.digest()
 
 
-def _header(envelope: Envelope) -> bytes:
+def _header(envelope: Envelope, body_length: int) -> bytes:
     name = envelope.sender.encode()
     fixed = _FIXED.pack(_MAGIC, VERSION, envelope.kind, envelope.run, envelope.round_number, envelope.plan, len(name))
-    return fixed + name + _LENGTH.pack(len(envelope.body))
+    return fixed + name + _LENGTH.pack(body_length)
 
 
-def _signed_part(header: bytes, body: bytes) -> bytes:
-    return header + digest(body)
+def _signed_part(header: bytes, *body: Bytes) -> bytes:
+    return header + digest(*body)
 
 
 def _no_constant(name: str) -> Any:

@@ -35,6 +35,7 @@ def run_local(run: Path, sites: list[Path], on_round: OnRound, deliver: Delivery
     from flwr.app import Context, RecordDict
 
     from client.app import app as client_app
+    from client.opening import openings_shared
     from scenarios.grid import LocalGrid
     from server.app import build_app
 
@@ -44,7 +45,9 @@ def run_local(run: Path, sites: list[Path], on_round: OnRound, deliver: Delivery
     ]
     ended: Traffic = []
     app = build_app(on_round, lambda outcome: ended.extend(asdict(link) for link in outcome.links))
-    app(LocalGrid(client_app, contexts, deliver), Context(1, 1, {}, RecordDict(), {"run-directory": str(run)}))
+    grid = LocalGrid(client_app, contexts, deliver)
+    with openings_shared():
+        app(grid, Context(1, 1, {}, RecordDict(), {"run-directory": str(run)}))
     return ended
 
 
@@ -56,6 +59,7 @@ def run_ray(run: Path, sites: list[Path], on_round: OnRound) -> Traffic:
     with tempfile.TemporaryDirectory(prefix="veilfed-") as home:
         environment = os.environ | OFFLINE
         environment |= {"FLWR_HOME": home, "VEILFED_RUN": str(run), "VEILFED_SITES": str(sites[0].parent)}
+        environment["VEILFED_PROCESSES"] = "1"  # Ray has a process for every core already
         child = subprocess.Popen(
             [sys.executable, "-m", "scenarios.engines", str(len(sites))],
             env=environment,

@@ -64,7 +64,8 @@ class LocalGrid(Grid):
         return [reply for message_id in message_ids for reply in self._replies.pop(message_id, [])]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        return self.pull_messages(self.push_messages(messages))
+        """Each reply before the next site is asked, so that only one is held at a time."""
+        return (reply for message in messages for reply in self.pull_messages(self.push_messages([message])))
 
     def _ask(self, message: Message) -> Message:
         context = self._contexts.get(message.metadata.dst_node_id)

@@ -75,8 +75,8 @@ class Observer:
         store = RunStore.open(self.workplace.run)
         if self.plan.encryption.preset == "none":
             return store.state() or ModelState.initial(parameters_of(build(self.plan.model)))
-        states = [SiteRun.open(site.directory / "runs", store.run).state() for site in self.sites]
-        return max(states, key=lambda state: state.round_number)
+        runs = [SiteRun.open(site.directory / "runs", store.run) for site in self.sites]
+        return max(runs, key=lambda run: run.version().round_number).state()
 
     def metrics(self) -> Metrics:
         return self.score(self.state(), self.pooled)

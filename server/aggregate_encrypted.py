@@ -16,12 +16,12 @@ per parameter and the seeds are shorter (`precise`, or vectors that hardly fill 
 all sites would need no seeds and would reveal differences between updates: never.
 """
 
-import io
+from collections.abc import Iterator
 
 import numpy as np
 
 from common.errors import ProtocolError
-from common.he.ciphertexts import Aggregate, Ciphertext, dense_block, dense_bytes, to_dense, whole
+from common.he.ciphertexts import Aggregate, Ciphertext, dense_block, dense_bytes, joined_aggregate, to_dense, whole
 from common.he.packing import add_packed, blocks
 from common.he.parameters import SEED_BYTES, Scheme
 from common.he.scheme import expand_seeds
@@ -31,7 +31,11 @@ _MAX_BYTES_DOWN = 7.0  # per parameter
 
 
 class BlindSum:
-    """Adds one cohort's ciphertexts of `length` values. Holds 8 bytes per coefficient and prime, and every seed."""
+    """Adds one cohort's ciphertexts of `length` values, and forgets each but for its seeds.
+
+    Memory: 8 bytes per coefficient and prime (4 bytes per parameter in `compact`), every seed (64 bytes per
+    ciphertext), and, when it is asked for, the sum as it travels: nothing that grows with the cohort but seeds.
+    """
 
     def __init__(self, scheme: Scheme, length: int) -> None:
         self._scheme, self._length = scheme, length
@@ -57,23 +61,27 @@ class BlindSum:
 
     def result(self) -> Aggregate:
         """The sum so far; it opens to the sum of the added vectors, under the sites' key alone."""
+        return Aggregate.decode(self._scheme, self._length, self.message())
+
+    def message(self) -> memoryview:
+        """`result().encode()`, in the only memory that it takes."""
         if not self._seeds:
             raise ProtocolError("no ciphertext to sum")
-        scheme, sites, c0 = self._scheme, len(self._seeds), self._first_polynomials()
+        scheme, sites = self._scheme, len(self._seeds)
         if _seeds_go_along(scheme, self._length, sites):
-            return Aggregate(scheme, self._length, sites, c0, seeds=b"".join(self._seeds))
-        return Aggregate(scheme, self._length, sites, c0, c1=expand_seeds(scheme, self._seeds))
+            return joined_aggregate(scheme, self._length, sites, self._first_polynomials(), seeds=self._seeds)
+        grown = expand_seeds(scheme, self._seeds)
+        return joined_aggregate(scheme, self._length, sites, self._first_polynomials(), c1=grown)
 
-    def _first_polynomials(self) -> bytes:
-        dropped, c0 = self._scheme.dropped_bits, io.BytesIO()
+    def _first_polynomials(self) -> Iterator[memoryview]:
+        dropped = self._scheme.dropped_bits
         moduli = [(prime - 1) >> dropped if dropped else prime for prime in self._scheme.primes]
         for block in blocks(self._scheme, self._length):
             words = [
                 totals[block.coefficients].reshape(block.shape) % np.uint64(modulus)
                 for totals, modulus in zip(self._totals, moduli, strict=True)
             ]
-            c0.write(to_dense(np.stack(words, axis=1), self._scheme, dropped).data)
-        return c0.getvalue()
+            yield to_dense(np.stack(words, axis=1), self._scheme, dropped).reshape(-1).view(np.uint8).data
 
 
 def _seeds_go_along(scheme: Scheme, length: int, sites: int) -> bool:

@@ -7,20 +7,20 @@ import json
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from common.errors import ProtocolError, TrustError, WireError
+from common.errors import FederationError, TrustError, WireError
 from common.evaluators.counts import estimates
 from common.he.ciphertexts import Ciphertext
 from common.he.parameters import Scheme
 from common.layout import Layout
 from common.metrics import MetricsCode
 from common.roster import COORDINATOR
-from common.wire import Envelope, Kind, encode, from_json
+from common.wire import Bytes, Envelope, Kind, encode_parts, from_json
 from server.aggregate_encrypted import BlindSum
 from server.key_relay import KeyRelay
 from server.links import Links, Reply
@@ -77,23 +77,23 @@ class EncryptedRounds(Rounds):
         ready = self.keys.ready(number, self.links.at_round(self.closed), self.required)
         return self.relay.orders(number, ready, self.version)
 
-    def _check(self, body: bytes) -> None:
+    def _begin(self) -> None:
+        super()._begin()
+        self._aside: dict[str, IO[bytes]] = {}
+
+    def _check(self, site: str, body: Bytes) -> Bytes:
+        """Set aside on disk, as only one site's update is ever in memory; its words are looked at when it is summed."""
         if body[:32].hex() != self.version:
             raise TrustError("the update was trained on another model")
-        Ciphertext.decode(self.scheme, self._length(self.collecting.round_number), body[32:])
+        length = self.scheme.message_bytes(self._length(self.collecting.round_number))
+        if len(body) != 32 + length:
+            raise WireError(f"{len(body) - 32} bytes of ciphertext, expected {length}")
+        self._aside[site] = self.store.set_aside(body[32:])
+        return b""
 
     def _combine(self) -> Closed:
         started = time.perf_counter()
-        length = self._length(self.collecting.round_number)
-        total = BlindSum(self.scheme, length)
-        for site, body in sorted(self.collecting.received.items()):
-            try:
-                total.add(Ciphertext.decode(self.scheme, length, body[32:]))
-            except ProtocolError as error:
-                self._refuse(site, error)
-        closed = self.collecting.close()
-        self.summed = len(closed.received)
-        self.store.keep_sum(closed.round_number, sorted(closed.received), total.result().encode())
+        closed = self._sum()
         self.seconds["sum_s"] = time.perf_counter() - started
         self._publish(closed.round_number)
         return closed
@@ -101,13 +101,29 @@ class EncryptedRounds(Rounds):
     def _length(self, number: int) -> int:
         return Layout.of(self.plan, self.parameters, number).length
 
+    def _sum(self) -> Closed:
+        """Add what was set aside, one update after the other; the sum is on disk when this returns."""
+        length = self._length(self.collecting.round_number)
+        total = BlindSum(self.scheme, length)
+        for site in sorted(self.collecting.received):
+            try:
+                with self._aside.pop(site) as file:
+                    file.seek(0)
+                    total.add(Ciphertext.decode(self.scheme, length, file.read()))
+            except FederationError as error:
+                self._refuse(site, error)
+        closed = self.collecting.close()
+        self.summed = len(closed.received)
+        self.store.keep_sum(closed.round_number, sorted(closed.received), total.message())
+        return closed
+
     def _publish(self, number: int) -> None:
         """Have the masks of the stored sum lifted, and put sum and lifting on disk as the sites will receive them."""
         started = time.perf_counter()
         received, total = self.store.sum(number)
-        body = self.relay.publish(number, received, self.version, total).encode()
-        envelope = Envelope(Kind.AGGREGATE, self.store.run, number, self.store.plan_hash, COORDINATOR, body)
-        self.store.keep_aggregate(number, encode(envelope, self.store.identity))
+        published = self.relay.publish(number, received, self.version, total)
+        envelope = Envelope(Kind.AGGREGATE, self.store.run, number, self.store.plan_hash, COORDINATOR, b"")
+        self.store.keep_aggregate(number, encode_parts(envelope, published.parts(), self.store.identity))
         self.seconds["unmask_s"] = time.perf_counter() - started
 
     def _after(self, replies: Iterable[Message]) -> None:
@@ -118,7 +134,7 @@ class EncryptedRounds(Rounds):
         """Take in what the sites say after a sum: the model they hold now, and the counts in it, alike at all."""
         counts: dict[str, list[str]] = {}
         for site, answer in answers.items():
-            if isinstance(answer, Reply) and (said := _said_after(answer.envelope, number)):
+            if isinstance(answer, Reply) and (said := _said_after(answer.envelope, number)) is not None:
                 link = self.links.by_site[site]
                 link.round_number, link.model_hash = number, str(said.get("model_hash"))
                 counts.setdefault(json.dumps(said.get("counts", [])), []).append(site)

@@ -9,7 +9,7 @@ from typing import Any
 from common.errors import FederationError, TrustError
 from common.masking import Offer, Opening, Published, agrees, holders, mask_context, share_threshold
 from common.roster import COORDINATOR
-from common.wire import Envelope, Kind, decode, digest, encode, from_hex, from_json, to_json
+from common.wire import Bytes, Envelope, Kind, decode, digest, encode, from_hex, from_json, to_json
 from server.links import Links, Reply
 from server.round import LeftOut, too_few
 from server.store import RunStore
@@ -41,7 +41,7 @@ class MaskRelay:
             if site in made
         }
 
-    def publish(self, number: int, received: list[str], version: str, total: bytes) -> Published:
+    def publish(self, number: int, received: list[str], version: str, total: Bytes) -> Published:
         """`total`, the encrypted sum of these sites on top of that model, with all that lets every site open it.
 
         Raises ProtocolError or CohortTooSmall when too few sites agree, or stand in for those that fell silent.

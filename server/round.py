@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from common.errors import CohortTooSmall, FederationError, ProtocolError, UnexpectedSender, WireError, WrongRound
-from common.wire import Envelope, Kind, from_json
+from common.wire import Bytes, Envelope, Kind, from_json
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Closed:
     """Enough valid updates are in: site -> body of its update, and the sites that did not count."""
 
     round_number: int
-    received: Mapping[str, bytes]
+    received: Mapping[str, Bytes]
     left_out: tuple[LeftOut, ...]
 
 
@@ -40,7 +40,7 @@ class Collecting:
     cohort: frozenset[str]
     min_cohort: int
     update: Kind
-    received: Mapping[str, bytes] = field(default_factory=dict)
+    received: Mapping[str, Bytes] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
 
     def receive(self, envelope: Envelope) -> "Collecting":
@@ -57,6 +57,10 @@ class Collecting:
         if envelope.kind != self.update:
             raise WireError(f"{site} sent {envelope.kind.name} instead of {self.update.name}")
         return replace(self, received={**self.received, site: envelope.body})
+
+    def keep(self, site: str, body: Bytes) -> "Collecting":
+        """With `body` in place of what that site sent: nothing, when it was set aside."""
+        return replace(self, received={**self.received, site: body})
 
     def leave_out(self, left: LeftOut) -> "Collecting":
         """Without that site; what it had sent in this round, if anything, is dropped too."""

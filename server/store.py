@@ -8,11 +8,12 @@ DIR/model              model state (readable runs), DIR/released.safetensors  th
 """
 
 import os
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ class RunStore:
     def has_aggregate(self, round_number: int) -> bool:
         return self._aggregate(round_number).exists()
 
-    def keep_aggregate(self, round_number: int, envelope: bytes) -> None:
+    def keep_aggregate(self, round_number: int, envelope: bytes | Sequence[bytes | memoryview]) -> None:
         write_atomically(self._aggregate(round_number), envelope)
         self._sum(round_number).unlink(missing_ok=True)
 
@@ -98,16 +99,23 @@ class RunStore:
         """Whether that round's blind sum is on disk but not yet published."""
         return self._sum(round_number).exists() and not self.has_aggregate(round_number)
 
-    def sum(self, round_number: int) -> tuple[list[str], bytes]:
+    def sum(self, round_number: int) -> tuple[list[str], memoryview]:
         """The sites that were summed, and their sum with its masks still on."""
         data = self._sum(round_number).read_bytes()
         length = int.from_bytes(data[:4], "big")
-        return from_json(data[4 : 4 + length])["sites"], data[4 + length :]
+        return from_json(data[4 : 4 + length])["sites"], memoryview(data)[4 + length :]
 
-    def keep_sum(self, round_number: int, sites: list[str], total: bytes) -> None:
+    def keep_sum(self, round_number: int, sites: list[str], total: bytes | memoryview) -> None:
         """On disk before any site is asked to agree: the list of a round never changes."""
         head = to_json({"sites": sites})
-        write_atomically(self._sum(round_number), len(head).to_bytes(4, "big") + head + total)
+        write_atomically(self._sum(round_number), (len(head).to_bytes(4, "big") + head, total))
+
+    def set_aside(self, body: bytes | memoryview) -> IO[bytes]:
+        """A file that holds `body` and has no name, so that it is gone with whoever holds it, or with this process."""
+        file = tempfile.TemporaryFile(dir=self.directory)  # noqa: SIM115 - it is given away
+        file.write(body)
+        file.flush()
+        return file
 
     def ceremony(self, epoch: int) -> dict[str, Any]:
         """{joined: site -> its signed exchange key, made: the maker's answer, once there is one} of an epoch."""

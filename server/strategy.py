@@ -18,7 +18,7 @@ from common.errors import FederationError, InvalidUpdate
 from common.federation import Plan
 from common.model_state import ModelState, advance
 from common.roster import COORDINATOR
-from common.wire import Envelope, Kind, encode
+from common.wire import Bytes, Envelope, Kind, encode
 from server.aggregate_clear import mean
 from server.links import Links, Reply
 from server.round import Closed, Collecting, LeftOut
@@ -65,7 +65,7 @@ class Rounds(Strategy):
                 continue
             try:
                 self.collecting = self.collecting.receive(answer.envelope)
-                self._check(answer.envelope.body)
+                self.collecting = self.collecting.keep(site, self._check(site, answer.envelope.body))
                 self._note(site, answer)
             except FederationError as error:
                 self._refuse(site, error)
@@ -115,8 +115,8 @@ class Rounds(Strategy):
         """This round's order for every site that is asked."""
 
     @abstractmethod
-    def _check(self, body: bytes) -> None:
-        """Raises FederationError when the body of an update cannot be what it says."""
+    def _check(self, site: str, body: Bytes) -> Bytes:
+        """What to keep of the body of a site's update. Raises FederationError when it cannot be what it says."""
 
     @abstractmethod
     def _combine(self) -> Closed:
@@ -146,11 +146,12 @@ class ReadableRounds(Rounds):
         order = encode(Envelope(Kind.READABLE_ORDER, self.store.run, number, self.store.plan_hash, COORDINATOR, body))
         return dict.fromkeys(sorted(self.links.by_site), order)
 
-    def _check(self, body: bytes) -> None:
+    def _check(self, site: str, body: Bytes) -> Bytes:
         if len(body) != 4 * self.state.model.size:
             raise InvalidUpdate(f"an update of {len(body) / 4:g} values for a model of {self.state.model.size}")
         if not np.isfinite(np.frombuffer(body, "<f4")).all():
             raise InvalidUpdate("the update holds NaN or infinite values")
+        return body
 
     def _combine(self) -> Closed:
         started = time.perf_counter()

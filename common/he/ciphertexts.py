@@ -5,8 +5,9 @@ polynomials as 64-byte seeds, or, in an aggregate, summed and dense as well, alw
 """
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 
@@ -35,16 +36,16 @@ class Ciphertext:
         _check_words(self.c0, self.scheme, self.length, self.scheme.dropped_bits)
         _check_size(self.seeds, self.scheme.ciphertexts(self.length) * SEED_BYTES)
 
-    def encode(self) -> bytes:
-        """c0 | seeds"""
-        return b"".join((self.c0, self.seeds))
+    def encode(self, head: bytes = b"") -> bytes:
+        """c0 | seeds, after a head."""
+        return b"".join((head, self.c0, self.seeds))
 
     @classmethod
-    def decode(cls, scheme: Scheme, length: int, data: bytes) -> "Ciphertext":
+    def decode(cls, scheme: Scheme, length: int, data: Dense) -> "Ciphertext":
         """Inverse of `encode`. Raises WireError on a wrong size or a word that no ciphertext holds."""
         _check_size(data, scheme.message_bytes(length))
         end = len(data) - scheme.ciphertexts(length) * SEED_BYTES
-        return cls(scheme, length, memoryview(data)[:end], data[end:])
+        return cls(scheme, length, memoryview(data)[:end], bytes(data[end:]))
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Aggregate:
         return b"".join((_AGGREGATE_HEADER.pack(form, self.sites), self.c0, self.seeds, self.c1))
 
     @classmethod
-    def decode(cls, scheme: Scheme, length: int, data: bytes) -> "Aggregate":
+    def decode(cls, scheme: Scheme, length: int, data: Dense) -> "Aggregate":
         """Inverse of `encode`. Raises WireError on any byte it cannot explain."""
         start = _AGGREGATE_HEADER.size
         end = start + dense_bytes(scheme, length, scheme.dropped_bits)
@@ -91,6 +92,25 @@ class Aggregate:
         raise WireError("an aggregate of unknown form")
 
 
+def joined_aggregate(
+    scheme: Scheme,
+    length: int,
+    sites: int,
+    c0: Iterable[Dense],
+    seeds: Iterable[Dense] = (),
+    c1: Iterable[Dense] = (),
+) -> memoryview:
+    """`Aggregate.encode` of parts that come block after block, in the only memory that it takes."""
+    along = sites * scheme.ciphertexts(length) * SEED_BYTES
+    expanded = dense_bytes(scheme, whole(scheme, length), scheme.dropped_bits_down)
+    form, rest = (_SEEDS_ALONG, along) if seeds else (_EXPANDED, expanded)
+    data, at = bytearray(_AGGREGATE_HEADER.size + dense_bytes(scheme, length, scheme.dropped_bits) + rest), 0
+    for part in chain((_AGGREGATE_HEADER.pack(form, sites),), c0, seeds, c1):
+        data[at : at + len(part)] = part
+        at += len(part)
+    return memoryview(data)
+
+
 def whole(scheme: Scheme, length: int) -> int:
     """The length of the vector that would fill the same ciphertexts to the last coefficient."""
     return scheme.ciphertexts(length) * scheme.values_per_ciphertext
@@ -101,12 +121,17 @@ def dense_bytes(scheme: Scheme, length: int, dropped_bits: int) -> int:
     return scheme.coefficients(length) * sum(bits - dropped_bits for bits in scheme.modulus_bits) // 8
 
 
+def dense_part(data: Dense, block: Block, scheme: Scheme, dropped_bits: int) -> memoryview:
+    """The bytes of one block of dense polynomials, where they lie."""
+    row_bits = sum(bits - dropped_bits for bits in scheme.modulus_bits)
+    start, end = (at * row_bits // 8 for at in (block.coefficients.start, block.coefficients.stop))
+    return memoryview(data)[start:end]
+
+
 def dense_block(data: Dense, block: Block, scheme: Scheme, dropped_bits: int) -> list[Words]:
     """One block of dense polynomials: per prime (rows, integers), a view of `data`."""
-    rows, used = block.shape
-    row_bits = sum(bits - dropped_bits for bits in scheme.modulus_bits)
-    start, count = block.coefficients.start * row_bits // 8, rows * used * row_bits // 64
-    return _by_prime(np.frombuffer(data, "<u8", count, start).reshape(rows, -1), used, scheme, dropped_bits)
+    dense = np.frombuffer(dense_part(data, block, scheme, dropped_bits), "<u8").reshape(block.shape[0], -1)
+    return _by_prime(dense, block.used, scheme, dropped_bits)
 
 
 def _by_prime(dense: Words, used: int, scheme: Scheme, dropped_bits: int) -> list[Words]:

@@ -7,7 +7,7 @@ A pair seed may have to be revealed, so it serves one round only: its context na
 Reference: ePrint 2017/281, section 6.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
@@ -22,6 +22,24 @@ _EXPAND = b"veilfed.mask.expand.v1\0"
 _PAIR = b"veilfed.mask.pair.v1\0"
 _BLOCK = 1 << 16  # values at a time: the working set stays in the processor's cache
 _ZEROS = memoryview(bytes(8 * _BLOCK))
+
+
+class MaskStream:
+    """A mask that is grown when it is read, slice by slice: it takes no memory, however long it is.
+
+    grow: (count, start) -> values `start` onward, as `site_mask` and `masks_left_in_sum` give them.
+    """
+
+    def __init__(self, count: int, grow: Callable[[int, int], NDArray[np.uint64]]) -> None:
+        self._count, self._grow = count, grow
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, part: slice) -> NDArray[np.uint64]:
+        start, stop, stride = part.indices(self._count)
+        require(stride == 1, "stride of a slice of a mask", stride, "1")
+        return self._grow(max(0, stop - start), start)
 
 
 def expand(seed: bytes, count: int, bits: int, start: int = 0) -> NDArray[np.uint64]:

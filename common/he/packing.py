@@ -27,7 +27,7 @@ from common.he.parameters import GUARDS, Scheme
 
 Words = NDArray[np.uint64]
 Integers = NDArray[np.int64]
-_ROWS = 64  # ciphertexts worked on at a time: fits a processor's cache and bounds memory
+_ROWS = 16  # ciphertexts worked on at a time: fits a processor's cache and bounds memory
 
 
 @dataclass(frozen=True)

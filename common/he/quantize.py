@@ -48,6 +48,26 @@ def quantize(update: Clipped, bits: int, uniform: Vector, largest: Bound | None 
     return Quantized(rounded.astype(np.int64), bits, scale)
 
 
+class QuantizeStream:
+    """`quantize(...).values`, rounded as they are read, once and in order: memory for one slice, and cache for it.
+
+    draw: from a count to that many fresh and secret uniform numbers in [0, 1).
+    """
+
+    def __init__(self, update: Clipped, bits: int, draw: Callable[[int], Vector], largest: Bound | None = None) -> None:
+        self._update, self._bits, self._draw = update, bits, draw
+        self._largest = update.max_norm if largest is None else largest
+        step(self._largest, bits)
+
+    def __len__(self) -> int:
+        return self._update.values.size
+
+    def __getitem__(self, part: slice) -> NDArray[np.int64]:
+        largest = self._largest if np.ndim(self._largest) == 0 else np.asarray(self._largest)[part]
+        values = self._update.values[part]
+        return quantize(Clipped(values, self._update.max_norm), self._bits, self._draw(values.size), largest).values
+
+
 def quantize_conditionally(
     update: Clipped, bits: int, draw: Callable[[int], Vector], largest: Bound | None = None
 ) -> Quantized:

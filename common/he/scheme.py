@@ -6,20 +6,23 @@ BFV is malleable and must not be asked twice: callers open an aggregate only aft
 answer every failure here by the same abort.
 """
 
-import io
+import json
 import struct
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cache, partial
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ConfigError, InvalidUpdate, ProtocolError
-from common.he.ciphertexts import Aggregate, Ciphertext, from_dense, round_words, to_dense
+from common.he.ciphertexts import Aggregate, Ciphertext, dense_part, from_dense, round_words, to_dense
 from common.he.frames import CIPHERTEXT_START, PLAINTEXT_START, Frame, Frames, Scratch, seed_in, version_of
 from common.he.packing import Block, Integers, Words, blocks, pack_slots, unpack_slots
+from common.he.parallel import Piece, Work, spread
 from common.he.parameters import PRESETS, SEED_BYTES, Scheme, choose_scheme, fit_scheme
+from common.he.series import Series
 
 __all__ = [
     "PRESETS",
@@ -34,6 +37,7 @@ __all__ = [
     "expand_seeds",
     "fit_scheme",
     "open_sum",
+    "work_on",
 ]
 
 _CANNOT_OPEN = "the aggregate does not open"  # one message for every cause
@@ -75,7 +79,7 @@ class CohortKey:
     def export_for_wrapping(self) -> bytes:
         """The raw secret: one digit per coefficient, 0 to 2 for -1 to 1, four to a byte, lowest bits first.
 
-        For the key ceremony alone, which encrypts it to another site before it goes anywhere.
+        For the key ceremony, which encrypts it to another site before it goes anywhere, and for helper processes.
         """
         residues = _seal(self.scheme).transform(self._words, forwards=False)
         digits = (residues[0] + np.uint64(1)) % np.uint64(self.scheme.primes[0])
@@ -93,72 +97,72 @@ def coefficients(scheme: Scheme, length: int) -> int:
     return scheme.coefficients(length)
 
 
-def encrypt(values: Integers, key: CohortKey, mask: Words | None = None) -> Ciphertext:
+def encrypt(values: Series, key: CohortKey, mask: Series | None = None) -> Ciphertext:
     """One site's vector, under fresh randomness at every call.
 
-    values: (length,) int64 of `value_bits` bits, sign included.
-    mask: (coefficients(scheme, length),) uint64 below t = 2^plain_modulus_bits, added modulo t to the packed values.
-    Memory: the result and a few MiB, whatever the length.
+    values: int64 of `value_bits` bits, sign included.
+    mask: coefficients(scheme, length) uint64 below t = 2^plain_modulus_bits, added modulo t to the packed values.
+    Both may be arrays, or series that are computed as they are read: once, in order.
+    Memory: the result and a few MiB, whatever the length; a few MiB more per process (parallel.py).
     """
-    scheme, seal = key.scheme, _seal(key.scheme)
-    if values.dtype != np.int64 or values.ndim != 1 or not values.size:
-        raise InvalidUpdate(f"expected a vector of int64, got {values.dtype} of shape {values.shape}")
-    _check_mask(mask, scheme, values.size)
-    c0, seeds = io.BytesIO(), io.BytesIO()
-    with Scratch() as scratch:
-        for block in blocks(scheme, values.size):
-            plain = pack_slots(values[block.values], block, scheme)
-            if mask is not None:
-                plain += mask[block.coefficients].reshape(block.shape)
-                plain &= np.uint64((1 << scheme.plain_modulus_bits) - 1)
-            words = np.empty((len(plain), len(scheme.primes), block.used), np.uint64)
-            for row, message in enumerate(plain):
-                polynomial, seed = seal.encrypt(key._encryptor, message, scratch)
-                words[row] = polynomial[:, : block.used]
-                seeds.write(seed)
-            round_words(words, scheme.dropped_bits)
-            c0.write(to_dense(words, scheme, scheme.dropped_bits).data)
-    return Ciphertext(scheme, values.size, c0.getvalue(), seeds.getvalue())
+    scheme, seal, length = key.scheme, _seal(key.scheme), len(values)
+    if not length or (isinstance(values, np.ndarray) and (values.dtype != np.int64 or values.ndim != 1)):
+        raise InvalidUpdate(f"expected a vector of int64, got {getattr(values, 'dtype', '')} of length {length}")
+    _check_mask(mask, scheme, length)
+    sent, at = bytearray(scheme.message_bytes(length)), 0
+    seeds_at = len(sent) - scheme.ciphertexts(length) * SEED_BYTES
+    pieces = (_masked(values, mask, block, scheme) for block in blocks(scheme, length))
+    work, task = partial(_encrypt, seal, key), partial(_task, _encrypt, key)
+    for block, result in zip(
+        blocks(scheme, length), spread(work, task, pieces, scheme.ciphertexts(length)), strict=True
+    ):
+        seeds = block.shape[0] * SEED_BYTES
+        dense = len(result) - seeds
+        sent[at : at + dense], sent[seeds_at : seeds_at + seeds] = result[:dense], result[dense:]
+        at, seeds_at = at + dense, seeds_at + seeds
+    return Ciphertext.decode(scheme, length, memoryview(sent))
 
 
-def open_sum(aggregate: Aggregate, key: CohortKey, mask_total: Words | None = None) -> Integers:
+def open_sum(aggregate: Aggregate, key: CohortKey, mask_total: Series | None = None) -> Integers:
     """The exact integer sum of the cohort's vectors, (length,) int64.
 
-    mask_total: shaped like `encrypt`'s mask; subtracted modulo t before unpacking.
+    mask_total: like `encrypt`'s mask; subtracted modulo t before unpacking.
     Raises ProtocolError, always the same, when what opens is no sum of that many vectors: wrong key or mask, tampering.
     """
-    scheme, seal = aggregate.scheme, _seal(aggregate.scheme)
+    scheme = aggregate.scheme
     if scheme.fingerprint != key.scheme.fingerprint:
         raise ProtocolError(_CANNOT_OPEN)
     _check_mask(mask_total, scheme, aggregate.length)
     totals = np.empty(aggregate.length, np.int64)
-    with Scratch() as scratch:
-        for block, ciphertexts in _summed_ciphertexts(aggregate, seal, scratch):
-            plain = np.zeros(block.shape, np.uint64)
-            for row, ciphertext in zip(plain, ciphertexts, strict=True):
-                found = seal.decrypt(key._decryptor, ciphertext, scratch)[: block.used]
-                row[: found.size] = found
-            if mask_total is not None:
-                plain -= mask_total[block.coefficients].reshape(block.shape)
-                plain &= np.uint64((1 << scheme.plain_modulus_bits) - 1)
-            if not unpack_slots(plain, aggregate.sites, scheme, totals[block.values]):
-                raise ProtocolError(_CANNOT_OPEN)
+    for block, plain in _opened(aggregate, key):
+        if mask_total is not None:
+            plain = plain - mask_total[block.coefficients].reshape(block.shape)
+            plain &= np.uint64((1 << scheme.plain_modulus_bits) - 1)
+        if not unpack_slots(plain, aggregate.sites, scheme, totals[block.values]):
+            raise ProtocolError(_CANNOT_OPEN)
     return totals
 
 
-def expand_seeds(scheme: Scheme, seeds: Sequence[bytes]) -> bytes:
-    """The sum of the second polynomials behind every site's seeds, dense, as `Aggregate.c1`. Needs no key.
+def expand_seeds(scheme: Scheme, seeds: Sequence[bytes]) -> Iterator[bytes]:
+    """The sum of the second polynomials behind every site's seeds, dense, as `Aggregate.c1`, block after block.
 
-    seeds: one entry per site, 64 bytes per ciphertext.
+    seeds: one entry per site, 64 bytes per ciphertext. Needs no key.
     """
-    seal, columns, c1 = _seal(scheme), _by_ciphertext(b"".join(seeds), len(seeds)), io.BytesIO()
-    with Scratch() as scratch:
-        for block in blocks(scheme, len(columns) * scheme.values_per_ciphertext):
-            grown = (seal.grow(column, scratch) for column in columns[block.rows])
-            words = np.stack([seal.second_polynomial(ciphertext, scratch) for ciphertext in grown])
-            round_words(words, scheme.dropped_bits_down)
-            c1.write(to_dense(words, scheme, scheme.dropped_bits_down).data)
-    return c1.getvalue()
+    columns = _by_ciphertext(b"".join(seeds), len(seeds))
+    pieces = (
+        Piece(*block.shape, columns[block.rows].tobytes())
+        for block in blocks(scheme, len(columns) * scheme.values_per_ciphertext)
+    )
+    return spread(partial(_grow, _seal(scheme)), partial(_task, _grow, scheme), pieces, len(columns))
+
+
+def work_on(task: bytes) -> Work:
+    """What a helper process does, from what `_task` made."""
+    head, secret = task.split(b"\n", 1)
+    told = json.loads(head)
+    scheme = Scheme(**{**told["scheme"], "modulus_bits": tuple(told["scheme"]["modulus_bits"])})
+    (work,) = (kind for kind in _KINDS if kind.__name__ == told["work"])
+    return partial(work, _seal(scheme), CohortKey.load(scheme, secret)) if secret else partial(work, _seal(scheme))
 
 
 def check_library() -> None:
@@ -166,21 +170,101 @@ def check_library() -> None:
     encrypt(np.zeros(1, np.int64), CohortKey.generate(PRESETS["compact"]))
 
 
-def _summed_ciphertexts(
-    aggregate: Aggregate, seal: "_Seal", scratch: Scratch
-) -> Iterator[tuple[Block, Iterator[object]]]:
-    """Block by block, SEAL's own ciphertexts."""
+def _task(work: Callable[..., bytes], of: CohortKey | Scheme) -> bytes:
+    """Canonical head, then the key's raw secret where the work needs one: for helpers of this very process alone."""
+    scheme, secret = (of, b"") if isinstance(of, Scheme) else (of.scheme, of.export_for_wrapping())
+    return json.dumps({"work": work.__name__, "scheme": asdict(scheme)}).encode() + b"\n" + secret
+
+
+def _masked(values: Series, mask: Series | None, block: Block, scheme: Scheme) -> Piece:
+    plain = pack_slots(values[block.values], block, scheme)
+    if mask is not None:
+        plain += mask[block.coefficients].reshape(block.shape)
+        plain &= np.uint64((1 << scheme.plain_modulus_bits) - 1)
+    return Piece(*block.shape, plain.reshape(-1).view(np.uint8).data)
+
+
+def _opened(aggregate: Aggregate, key: CohortKey) -> Iterator[tuple[Block, Words]]:
+    """Block by block, the coefficients below t, masks still on."""
+    scheme, decrypt = aggregate.scheme, _grow_and_decrypt if aggregate.seeds else _decrypt
+    work, task = partial(decrypt, _seal(scheme), key), partial(_task, decrypt, key)
+    results = spread(work, task, _pieces(aggregate), scheme.ciphertexts(aggregate.length))
+    for block, result in zip(blocks(scheme, aggregate.length), results, strict=True):
+        yield block, np.frombuffer(result, np.uint64).reshape(block.shape)
+
+
+def _pieces(aggregate: Aggregate) -> Iterator[Piece]:
+    """Dense first polynomials, then the seeds, ciphertext after ciphertext, or dense second polynomials."""
     scheme = aggregate.scheme
     columns = _by_ciphertext(aggregate.seeds, aggregate.sites) if aggregate.seeds else None
     for block in blocks(scheme, aggregate.length):
-        c0 = from_dense(aggregate.c0, block, scheme, scheme.dropped_bits)
+        c0 = dense_part(aggregate.c0, block, scheme, scheme.dropped_bits)
         if columns is not None:
-            rows = zip(columns[block.rows], c0, strict=True)
-            yield block, (seal.grow(seeds, scratch, first) for seeds, first in rows)
+            rest: bytes | memoryview = columns[block.rows].tobytes()
         else:
-            c1 = from_dense(aggregate.c1, block.whole(scheme), scheme, scheme.dropped_bits_down)
-            halves = zip(c0, c1, strict=True)
-            yield block, (seal.load(seal.frames.ciphertext(*both), scratch) for both in halves)
+            rest = dense_part(aggregate.c1, block.whole(scheme), scheme, scheme.dropped_bits_down)
+        yield Piece(*block.shape, b"".join((c0, rest)))
+
+
+def _encrypt(seal: "_Seal", key: CohortKey, piece: Piece) -> bytes:
+    """Coefficients below t -> dense first polynomials, then seeds."""
+    scheme, seeds = key.scheme, []
+    words = np.empty((piece.rows, len(scheme.primes), piece.used), np.uint64)
+    with Scratch() as scratch:
+        for row, message in enumerate(np.frombuffer(piece.data, np.uint64).reshape(piece.rows, piece.used)):
+            polynomial, seed = seal.encrypt(key._encryptor, message, scratch)
+            words[row] = polynomial[:, : piece.used]
+            seeds.append(seed)
+    round_words(words, scheme.dropped_bits)
+    return b"".join((to_dense(words, scheme, scheme.dropped_bits).data, *seeds))
+
+
+def _decrypt(seal: "_Seal", key: CohortKey, piece: Piece) -> bytes:
+    """What `_pieces` says -> coefficients below t."""
+    c0, rest, block = _halves(seal.scheme, piece)
+    c1 = from_dense(rest, block.whole(seal.scheme), seal.scheme, seal.scheme.dropped_bits_down)
+    with Scratch() as scratch:
+        both = (seal.load(seal.frames.ciphertext(*both), scratch) for both in zip(c0, c1, strict=True))
+        return _coefficients(seal, key, piece, both, scratch)
+
+
+def _grow_and_decrypt(seal: "_Seal", key: CohortKey, piece: Piece) -> bytes:
+    """The same, where the second polynomials are seeds."""
+    c0, rest, _ = _halves(seal.scheme, piece)
+    columns = np.frombuffer(rest, f"V{SEED_BYTES}").reshape(piece.rows, -1)
+    with Scratch() as scratch:
+        grown = (seal.grow(seeds, scratch, first) for seeds, first in zip(columns, c0, strict=True))
+        return _coefficients(seal, key, piece, grown, scratch)
+
+
+def _coefficients(
+    seal: "_Seal", key: CohortKey, piece: Piece, ciphertexts: Iterator[object], scratch: Scratch
+) -> bytes:
+    plain = np.zeros((piece.rows, piece.used), np.uint64)
+    for row, ciphertext in zip(plain, ciphertexts, strict=True):
+        found = seal.decrypt(key._decryptor, ciphertext, scratch)[: piece.used]
+        row[: found.size] = found
+    return plain.tobytes()
+
+
+def _halves(scheme: Scheme, piece: Piece) -> tuple[Words, bytes | memoryview, Block]:
+    """First polynomials, and what follows them in a piece of an aggregate."""
+    block = Block(slice(0, piece.rows), piece.used, slice(0, 0), slice(0, piece.rows * piece.used))
+    end = len(dense_part(piece.data, block, scheme, scheme.dropped_bits))
+    return from_dense(piece.data, block, scheme, scheme.dropped_bits), piece.data[end:], block
+
+
+def _grow(seal: "_Seal", piece: Piece) -> bytes:
+    """Seeds of every site, ciphertext after ciphertext -> the sum of what grows from them, dense."""
+    scheme = seal.scheme
+    columns = np.frombuffer(piece.data, f"V{SEED_BYTES}").reshape(piece.rows, -1)
+    with Scratch() as scratch:
+        words = np.stack([seal.second_polynomial(seal.grow(column, scratch), scratch) for column in columns])
+    round_words(words, scheme.dropped_bits_down)
+    return to_dense(words, scheme, scheme.dropped_bits_down).tobytes()
+
+
+_KINDS: tuple[Callable[..., bytes], ...] = (_encrypt, _decrypt, _grow_and_decrypt, _grow)
 
 
 def _by_ciphertext(seeds: bytes, sites: int) -> NDArray[np.void]:
@@ -188,9 +272,11 @@ def _by_ciphertext(seeds: bytes, sites: int) -> NDArray[np.void]:
     return np.frombuffer(seeds, f"V{SEED_BYTES}").reshape(sites, -1).T
 
 
-def _check_mask(mask: Words | None, scheme: Scheme, length: int) -> None:
+def _check_mask(mask: Series | None, scheme: Scheme, length: int) -> None:
     expected = scheme.coefficients(length)
-    if mask is not None and (mask.dtype != np.uint64 or mask.shape != (expected,)):
+    if mask is None or (not isinstance(mask, np.ndarray) and len(mask) == expected):
+        return
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.uint64 or mask.shape != (expected,):
         raise InvalidUpdate(f"a mask for {length} values has {expected} coefficients, uint64")
 
 
@@ -217,7 +303,7 @@ class _Seal:
             sealapi.Plaintext("1").save(scratch.path)
             version = version_of(scratch.frame())
         parms_id = struct.pack("<4Q", *self.context.first_parms_id())
-        self.frames = Frames(version, parms_id, scheme.ring_degree, len(scheme.primes))
+        self.scheme, self.frames = scheme, Frames(version, parms_id, scheme.ring_degree, len(scheme.primes))
 
     def encrypt(self, encryptor: Any, message: Words, scratch: Scratch) -> tuple[Words, bytes]:
         """The first polynomial, (primes, ring_degree), and the seed of the second. message: coefficients below t."""

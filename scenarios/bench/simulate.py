@@ -24,11 +24,14 @@ _PEERS = ("bare-loop", "flower-ray")
 
 
 def run(works: tuple[str, ...] = tuple(WORKS)) -> dict[str, Any]:
-    """One row per work and system. first_round_s counts from the start of the command; peak_mb is the
-    proportional set size of all its processes together, sampled every half second."""
+    """One row per work and system. command_s and first_round_s count from the start of the command; peak_mb is the
+    proportional set size of all its processes together, sampled every half second.
+
+    veilfed-private is veilfed-dp and encryption: the two rows differ in nothing else.
+    """
     rows, skipped = [], []
     for name in works:
-        for system in ("bare-loop", "veilfed-plain", "veilfed-private", "flower-ray"):
+        for system in ("bare-loop", "veilfed-plain", "veilfed-dp", "veilfed-private", "flower-ray"):
             if system == "flower-ray" and importlib.util.find_spec("ray") is None:
                 skipped.append(f"{name} {system}: install the extra `simulation`")
                 continue
@@ -37,8 +40,9 @@ def run(works: tuple[str, ...] = tuple(WORKS)) -> dict[str, Any]:
     return {"bench": "simulate", "rows": rows, "skipped": skipped}
 
 
-def federation(work: Work, private: bool) -> dict[str, Any]:
-    """The federation file of a work: plain, or with DP-SGD and encryption on."""
+def federation(work: Work, private: bool, encrypted: bool | None = None) -> dict[str, Any]:
+    """The federation file of a work: plain, or with DP-SGD, and then encryption too unless it is switched off."""
+    encrypted = private if encrypted is None else encrypted
     training: dict[str, Any] = {"learning_rate": LEARNING_RATE, "momentum": MOMENTUM, "batch_size": BATCH}
     if private:
         training |= {"sampling": "poisson", "local_steps": 2, "sample_rate": 0.5, "lot_size": float(BATCH)}
@@ -49,7 +53,7 @@ def federation(work: Work, private: bool) -> dict[str, Any]:
         "model": {"factory": "mlp", "hidden": list(work.hidden)},
         "training": training,
         "privacy": {"mode": "local" if private else "none", "epsilon": 8.0, "delta": 1e-5},
-        "encryption": {"preset": "compact" if private else "none"},
+        "encryption": {"preset": "compact" if encrypted else "none"},
         "data": {"loader": "digits", "partition": "iid", "sites": work.sites, "holdout": 0.2},
         "simulation": {"baselines": False},
     }
@@ -79,12 +83,14 @@ def _measure(system: str, work: str) -> dict[str, float]:
                     first = time.perf_counter() - started
                 lines.append(line)
             child.wait()
+            command = time.perf_counter() - started
         if child.returncode != 0:
             raise RuntimeError(f"{system} on {work} ended with exit code {child.returncode}: {''.join(lines[-5:])}")
         seconds = list(_round_seconds(lines, report.read_text()))
         return {
             "seconds_per_round": statistics.median(seconds[1:] or seconds),
             "first_round_s": first,
+            "command_s": command,
             "peak_mb": memory.peak_mb,
         }
 
@@ -93,7 +99,8 @@ def _command(system: str, work: str, place: Path) -> list[str]:
     if system in _PEERS:
         return [sys.executable, "-m", "scenarios.bench.rounds", system, work]
     path = place / "federation.toml"
-    path.write_text(tomli_w.dumps(federation(WORKS[work], private=system == "veilfed-private")))
+    private, encrypted = system in ("veilfed-dp", "veilfed-private"), system == "veilfed-private"
+    path.write_text(tomli_w.dumps(federation(WORKS[work], private, encrypted)))
     return [sys.executable, "-m", "scenarios.cli", "simulate", str(path), "--out", str(place / "out"), "--json"]
 
 

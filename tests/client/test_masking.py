@@ -91,7 +91,7 @@ def test_masks_of_all_sites_cancel_but_for_their_self_masks(begun):
     total = np.zeros(64, np.uint64)
     for name in begun.names:
         masking.accept_offers(begun.site(name), run_of(begun, name), order(begun, 1, begun.training(name, made)))
-        total += masking.mask(begun.site(name), run_of(begun, name), 1, begun.length)
+        total += masking.mask(begun.site(name), run_of(begun, name), 1, begun.length)[:]
     seeds = {name: secrets_of(run_of(begun, name), 1)[0] for name in begun.names}
     left = masking.masks_left_in_sum(seeds, {}, 64, begun.scheme.plain_modulus_bits)
     assert ((total - left) % np.uint64(1 << begun.scheme.plain_modulus_bits) == 0).all()
@@ -332,4 +332,4 @@ def test_two_of_four_sites_colluding_is_beyond_the_promise(begun):
         _, mask_key = secrets_of(run_of(begun, name), 1)
         pairs[name] = pairwise_seed(mask_key, offer_of(begun, made[ADLER], 1).mask_key, name, ADLER, context)
     bare = site_mask(ADLER, from_hex(revealed["self"]), pairs, 64, begun.scheme.plain_modulus_bits)
-    assert (bare == masking.mask(begun.site(ADLER), run_of(begun, ADLER), 1, begun.length)).all()
+    assert (bare == masking.mask(begun.site(ADLER), run_of(begun, ADLER), 1, begun.length)[:]).all()

@@ -13,9 +13,8 @@ from client.runs import SiteRun
 from common.errors import FederationError, ProtocolError, TrustError, WireError
 from common.federation import EncryptionSettings
 from common.he.ciphertexts import Ciphertext
-from common.he.frames import Scratch
 from common.he.masks import expand
-from common.he.scheme import CohortKey, _seal, _summed_ciphertexts, encrypt
+from common.he.scheme import CohortKey, _opened, encrypt
 from common.he.sealing import ExchangeKey
 from common.he.shares import SHARE_BYTES
 from common.keystore import load_secret
@@ -259,15 +258,7 @@ def decrypted(ciphertext: Ciphertext, key: CohortKey) -> np.ndarray:
     """All coefficients of one site's plaintext, as whoever holds the cohort's key sees them, in range or not."""
     total = BlindSum(ciphertext.scheme, ciphertext.length)
     total.add(ciphertext)
-    seal, rows = _seal(ciphertext.scheme), []
-    with Scratch() as scratch:
-        for block, opened in _summed_ciphertexts(total.result(), seal, scratch):
-            for one in opened:
-                row = np.zeros(block.used, np.uint64)
-                found = seal.decrypt(key._decryptor, one, scratch)[: block.used]
-                row[: found.size] = found
-                rows.append(row)
-    return np.concatenate(rows)
+    return np.concatenate([rows.reshape(-1) for _, rows in _opened(total.result(), key)])
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +280,7 @@ def seen(trained):
     length, bits = 12 * scheme.values_per_ciphertext, scheme.plain_modulus_bits
     update = np.rint(np.random.default_rng().normal(scale=300, size=length)).astype(np.int64)
     key = run_of(trained, DORN).cohort_key(1)
-    mask = masking.mask(trained.site(ADLER), run, 1, length)
+    mask = masking.mask(trained.site(ADLER), run, 1, length)[:]
     masked, bare = (decrypted(encrypt(update, key, added), key) for added in (mask, None))
     pair = masking._pair_seeds(trained.site(DORN), run_of(trained, DORN), 1, mask_key_of(trained, DORN))[ADLER]
     return (masked - expand(pair, masked.size, bits)) & np.uint64((1 << bits) - 1), bare, mask, bits

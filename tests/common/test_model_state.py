@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from common.errors import InvalidUpdate, TrustError
 from common.federation import TrainingSettings
-from common.model_state import ModelState, advance
+from common.model_state import ModelState, ModelVersion, advance
 
 
 def test_one_round_is_the_mean_and_momentum_adds_up():
@@ -36,6 +36,26 @@ def test_bytes_round_trip(size, tail):
     assert again.model_hash == state.model_hash
     assert (again.round_number, again.averaged) == (state.round_number, state.averaged)
     assert again.released.tolist() == state.released.tolist()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("tail", [0.0, 1.0])
+def test_the_head_of_a_file_says_which_model_it_holds_and_what_is_zero_takes_no_room(tmp_path, momentum, tail):
+    training, path = TrainingSettings(tail_average=tail, server_momentum=momentum), tmp_path / "state"
+    state = ModelState.initial(np.zeros(1000))
+    for number in range(3):
+        path.write_bytes(state.to_bytes())
+        assert ModelVersion.read(path) == ModelVersion(number, state.model_hash, 1000)
+        vectors = 1 + (number > 0 and momentum > 0) + (number > 0 and tail > 0)
+        assert 4000 * vectors < path.stat().st_size < 4000 * vectors + 500
+        state = advance(ModelState.from_bytes(path.read_bytes()), np.full(1000, 0.5), training, rounds=3)
+
+
+def test_a_stored_model_that_was_changed_is_refused():
+    data = bytearray(ModelState.initial(np.ones(100)).to_bytes())
+    data[-1] ^= 1
+    with pytest.raises(TrustError, match="damaged"):
+        ModelState.from_bytes(bytes(data))
 
 
 @pytest.mark.parametrize("update", [np.array([np.nan, 0]), np.array([np.inf, 0]), np.zeros(3)])

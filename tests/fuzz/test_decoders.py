@@ -35,7 +35,7 @@ from common.he.sealing import ExchangeKey, open_sealed, seal
 from common.he.shares import SHARE_BYTES, combine_shares, split_secret
 from common.keystore import load_secret, save_secret
 from common.masking import Lifting, Offer, Published, split_package
-from common.model_state import ModelState
+from common.model_state import ModelState, ModelVersion
 from common.roster import COORDINATOR, Roster
 from common.signing import Identity
 from common.signing import verify as check
@@ -216,14 +216,23 @@ def test_model_states(memory):
     def decoder(data: bytes) -> None:
         state = ModelState.from_bytes(data)
         assert state.model.dtype == np.float32
-        assert state.velocity.shape == state.average.shape == state.model.shape == (state.model.size,)
+        assert state.model.shape == (state.model.size,)
+        assert {state.velocity.shape, state.second_moment.shape, state.average.shape} <= {(0,), state.model.shape}
         assert state.round_number >= 0
+
+    def head(path: Path) -> None:
+        version = ModelVersion.read(path)
+        assert version.round_number >= 0
+        assert version.size >= 0
 
     huge = json.dumps({"model": {"dtype": "F32", "shape": [2**60], "data_offsets": [0, 2**62]}}).encode()
     promise = len(huge).to_bytes(8, "little") + huge
     fuzz(bytes_like([good, promise, (2**60).to_bytes(8, "little") + good[8:]]), decoder)
+    fuzz(bytes_like([good, promise, (2**60).to_bytes(8, "little") + good[8:]]), written(memory / "state", head))
     vectors = {name: np.zeros(3, np.float32) for name in ("model", "velocity", "second_moment", "average")}
-    counters = np.array([1, 0])
+    vectors["hash"] = np.frombuffer(ModelState.initial(vectors["model"]).model_hash, np.uint8)
+    counters = np.array([1, 1])
+    decoder(save({"counters": counters, **vectors}))
     for odd in (
         {"counters": np.array([np.inf, 0.0])},
         {"counters": np.array([-1, 0])},
@@ -231,6 +240,9 @@ def test_model_states(memory):
         {"model": np.zeros(3)},
         {"model": np.zeros((3, 1), np.float32)},
         {"velocity": np.zeros(2, np.float32)},
+        {"average": np.zeros(0, np.float32)},
+        {"model": np.ones(3, np.float32)},
+        {"hash": np.zeros(32, np.uint8)},
     ):
         with pytest.raises(TrustError):
             decoder(save({"counters": counters, **vectors, **odd}))

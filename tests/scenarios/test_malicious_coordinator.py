@@ -92,7 +92,7 @@ def one_as_many(coordinator: Coordinator, name: str, sites: int) -> bytes:
     """One site's ciphertext, dressed as the sum of `sites`: it decrypts, under the cohort's key, to that one vector."""
     body = coordinator.read(coordinator.updates[name]).body[32:]
     sent = Ciphertext.decode(coordinator.scheme, coordinator.length, body)
-    c1 = expand_seeds(coordinator.scheme, [bytes(sent.seeds)])
+    c1 = b"".join(expand_seeds(coordinator.scheme, [bytes(sent.seeds)]))
     return Aggregate(coordinator.scheme, coordinator.length, sites, sent.c0, c1=c1).encode()
 
 

@@ -7,15 +7,13 @@ import numpy as np
 import pytest
 
 from common.errors import ProtocolError
-from common.he.frames import Scratch
 from common.he.packing import pack_slots
 from common.he.scheme import (
     PRESETS,
     Aggregate,
     CohortKey,
     Scheme,
-    _seal,
-    _summed_ciphertexts,
+    _opened,
     coefficients,
     encrypt,
     fit_scheme,
@@ -36,14 +34,10 @@ def summed(vectors: list[np.ndarray], key: CohortKey) -> Aggregate:
 
 def wrong_coefficients(vectors: list[np.ndarray], aggregate: Aggregate, key: CohortKey) -> int:
     """How many decrypt to something else than the sum: `open_sum` takes none of it when a single one shows."""
-    seal, wrong = _seal(key.scheme), 0
-    with Scratch() as scratch:
-        for block, opened in _summed_ciphertexts(aggregate, seal, scratch):
-            true = sum(pack_slots(vector[block.values], block, key.scheme) for vector in vectors)
-            for row, ciphertext in zip(true, opened, strict=True):
-                found = seal.decrypt(key._decryptor, ciphertext, scratch)
-                wrong += np.count_nonzero(np.pad(found, (0, row.size - found.size)) != row)
-    return wrong
+    return sum(
+        np.count_nonzero(sum(pack_slots(vector[block.values], block, key.scheme) for vector in vectors) != opened)
+        for block, opened in _opened(aggregate, key)
+    )
 
 
 @EVERY_PRESET

@@ -38,7 +38,7 @@ COMPACT = KEYS["compact"]
 def alone(ciphertext: Ciphertext, expanded: bool = False) -> Aggregate:
     """One site's ciphertext dressed up as a sum."""
     if expanded:
-        c1 = expand_seeds(ciphertext.scheme, [ciphertext.seeds])
+        c1 = b"".join(expand_seeds(ciphertext.scheme, [ciphertext.seeds]))
         return Aggregate(ciphertext.scheme, ciphertext.length, 1, ciphertext.c0, c1=c1)
     return Aggregate(ciphertext.scheme, ciphertext.length, 1, ciphertext.c0, seeds=ciphertext.seeds)
 
@@ -149,10 +149,8 @@ def test_one_masked_update_is_uniform_noise_to_a_key_holder() -> None:
 
 def opened_coefficients(sent: Ciphertext, key: CohortKey) -> np.ndarray:
     """What a dishonest key holder computes: no range check between it and the plaintext modulo t."""
-    with library.Scratch() as scratch:
-        seal = library._seal(sent.scheme)
-        ((_, ciphertexts),) = library._summed_ciphertexts(alone(sent), seal, scratch)
-        return np.concatenate([seal.decrypt(key._decryptor, each, scratch) for each in ciphertexts])
+    ((_, opened),) = library._opened(alone(sent), key)
+    return opened.reshape(-1)
 
 
 def chi_square(words: np.ndarray) -> float:
