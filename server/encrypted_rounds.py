@@ -118,7 +118,8 @@ class EncryptedRounds(Rounds):
         """Take in what the sites say after a sum: the model they hold now, and the counts in it, alike at all."""
         counts: dict[str, list[str]] = {}
         for site, answer in answers.items():
-            if isinstance(answer, Reply) and (said := _said_after(answer.envelope, number)):
+            said = _said_after(answer.envelope, number) if isinstance(answer, Reply) else None
+            if isinstance(answer, Reply) and said is not None:
                 link = self.links.by_site[site]
                 link.round_number, link.model_hash = number, str(said.get("model_hash"))
                 counts.setdefault(json.dumps(said.get("counts", [])), []).append(site)
