@@ -21,6 +21,7 @@ from client.train import Trained, train
 from common.config import fill
 from common.dp.cost import planned_events, round_events
 from common.dp.events import DpEvent
+from common.dp.noise_shares import NoiseShares
 from common.encoding import Encoding, public_scale
 from common.errors import InvalidUpdate, ProtocolError, TrustError, WrongRound
 from common.evaluators.counts import tally
@@ -290,7 +291,9 @@ def _require_budget(site: Site, run: SiteRun, number: int, bill: Bill) -> None:
 
 def _charge(site: Site, run: SiteRun, number: int, bill: Bill, purpose: str) -> None:
     if purpose in bill and not _paid(site, run, number, purpose):
-        site.ledger.charge(run.run.hex(), number, bill[purpose], purpose)
+        privacy = run.plan.privacy
+        premise = str(NoiseShares(len(run.cohort), privacy.colluding)) if privacy.in_shares else ""
+        site.ledger.charge(run.run.hex(), number, bill[purpose], purpose, premise)
 
 
 def _paid(site: Site, run: SiteRun, number: int, purpose: str) -> bool:

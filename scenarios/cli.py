@@ -4,18 +4,20 @@ import argparse
 import json
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from client import cli as site_cli
+from common.commands import NotVerified, Parser, command, group, show_rows
 from common.errors import ConfigError, FederationError
+from scenarios.bench import cli as bench_cli
 
 if TYPE_CHECKING:
     from scenarios.simulation import Simulation
 
-Command = Callable[[argparse.Namespace], Mapping[str, Any]]
 _SHIPPED = Path(__file__).parent
 
 _EXAMPLES = """examples:
@@ -24,11 +26,6 @@ _EXAMPLES = """examples:
   veilfed simulate mnist --set data.directory=DIR      a shipped federation file by its name
   veilfed simulate my.toml --engine ray --json         Flower's simulation runtime, JSON for machines
   veilfed simulate --resume runs/strict                go on where a stopped run stopped
-"""
-_LOCK_EXAMPLES = """examples:
-  (umask 077; openssl rand -base64 32 > /root/cleveland.pass)
-  veilfed site lock /srv/veilfed/cleveland --passphrase-file /root/cleveland.pass
-stopped half way: give the same command again; another passphrase: unlock, then lock
 """
 _EXIT_CODES = "exit codes: 0 done, 1 a bug of ours, 2 configuration, 3 privacy refusal, 4 protocol or trust"
 
@@ -52,24 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(error: FederationError, as_json: bool) -> int:
-    if as_json:
+    if as_json and isinstance(error, NotVerified):
+        print(json.dumps({"verified": False, "reason": error.message, "where": error.where}))
+    elif as_json:
         print(json.dumps({"error": {"code": error.code, "message": error.message, "hint": error.hint}}))
     print(f"veilfed: {error.message}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
     return error.exit_code
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message, f"see {self.prog} --help")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="veilfed", description="Private federated learning: simulate, inspect, measure.", epilog=_EXIT_CODES
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
-    run = _command(
+    run = command(
         commands, "simulate", _simulate, _show_simulation, "play a whole federation on this machine", _EXAMPLES
     )
     _add_federation(run)
@@ -84,10 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--resume", type=Path, metavar="DIR", help="finish the simulation that was stopped in DIR")
 
-    data = commands.add_parser("data", help="public data sets").add_subparsers(
-        required=True, metavar="COMMAND", parser_class=_Parser
-    )
-    fetch = _command(
+    data = group(commands, "data", "public data sets")
+    fetch = command(
         data,
         "fetch",
         _fetch,
@@ -98,10 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     fetch.add_argument("name", choices=("mnist", "adult"))
     fetch.add_argument("--directory", type=Path, help="take it from here, or put it here")
 
-    model = commands.add_parser("model", help="the model of a federation file").add_subparsers(
-        required=True, metavar="COMMAND", parser_class=_Parser
-    )
-    check = _command(
+    model = group(commands, "model", "the model of a federation file")
+    check = command(
         model,
         "check",
         _check_model,
@@ -111,93 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_federation(check)
 
-    site = commands.add_parser("site", help="what one site knows of itself").add_subparsers(
-        required=True, metavar="COMMAND", parser_class=_Parser
-    )
-    ledger = _command(
-        site,
-        "ledger",
-        _ledger,
-        _show_ledger,
-        "the privacy ledgers of a site",
-        "example: veilfed site ledger show runs/heart/sites/cleveland",
-    )
-    ledger.add_argument(
-        "action",
-        nargs="?",
-        default="show",
-        metavar="show",
-        help="show (the default): verify the chain and print what was spent",
-    )
-    ledger.add_argument("directory", type=Path, nargs="?", metavar="DIR", help="the site's directory")
-
-    lock = _command(
-        site,
-        "lock",
-        _lock,
-        _show_lock,
-        "keep this site's keys encrypted under a passphrase, while its worker is stopped",
-        _LOCK_EXAMPLES,
-    )
-    lock.add_argument("directory", type=Path, metavar="DIR", help="the site's directory")
-    lock.add_argument(
-        "--passphrase-file",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="its first line opens the keys; mode 0600, on another disk than DIR; site.toml will name it",
-    )
-    unlock = _command(
-        site,
-        "unlock",
-        _unlock,
-        _show_lock,
-        "leave this site's keys to their files' permissions again",
-        "example: veilfed site unlock /srv/veilfed/cleveland",
-    )
-    unlock.add_argument("directory", type=Path, metavar="DIR", help="the site's directory")
-
-    bench = commands.add_parser("bench", help="measurements beside peers, in one run").add_subparsers(
-        required=True, metavar="WHAT", parser_class=_Parser
-    )
-    he = _command(
-        bench,
-        "he",
-        _bench_he,
-        _show_rows,
-        "encrypt, sum and open against TenSEAL's CKKS",
-        "example: veilfed bench he --params 1000000 --sites 8",
-    )
-    he.add_argument("--params", type=_positive, default=1_000_000)
-    he.add_argument("--sites", type=_positive, default=8)
-    dp = _command(
-        bench,
-        "dp",
-        _bench_dp,
-        _show_rows,
-        "a DP-SGD step against Opacus and plain SGD",
-        "example: veilfed bench dp --device cpu",
-    )
-    dp.add_argument("--device", default="cpu")
-    _command(
-        bench,
-        "simulate",
-        _bench_simulate,
-        _show_rows,
-        "a round against a bare loop and Flower on Ray",
-        "example: veilfed bench simulate",
-    )
-    return parser
-
-
-def _command(
-    commands: Any, name: str, run: Command, show: Callable[[Any], str], about: str, epilog: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=about, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    parser.set_defaults(command=run, show=show)
+    site_cli.add_commands(commands)
+    bench_cli.add_commands(commands)
     return parser
 
 
@@ -217,13 +122,6 @@ def _add_federation(parser: argparse.ArgumentParser) -> None:
         dest="overrides",
         help="change any key, e.g. privacy.epsilon=1",
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
 
 
 def _shipped() -> list[str]:
@@ -300,78 +198,13 @@ def _show_check(result: Mapping[str, Any]) -> str:
     lines = [f"{result['model']}: clipped by {result['mode']}, {result['records_at_once']:,} records at once"]
     if result["why"]:
         lines.append(f"slower than need be: {result['why']} ({result['fix']})")
-    return "\n".join([*lines, _show_rows(result)])
+    return "\n".join([*lines, show_rows(result)])
 
 
 def _fetch(chosen: argparse.Namespace) -> Mapping[str, Any]:
     from scenarios.fetch import fetch
 
     return {"path": str(fetch(chosen.name, chosen.directory, lambda line: print(line, file=sys.stderr)))}
-
-
-def _ledger(chosen: argparse.Namespace) -> Mapping[str, Any]:
-    from client.site import Site
-
-    # `veilfed site ledger DIR` and `veilfed site ledger show DIR` are the same command.
-    directory = chosen.directory or Path(chosen.action)
-    ledgers = [ledger.to_report() for ledger in Site.open(directory).read_ledgers()]
-    if not ledgers:
-        raise ConfigError(f"{directory} holds no ledger", "give a site's directory, e.g. OUT/sites/NAME")
-    return ledgers[0] if len(ledgers) == 1 else {"ledgers": ledgers}
-
-
-def _lock(chosen: argparse.Namespace) -> Mapping[str, Any]:
-    from client.lock import lock
-
-    changed = lock(chosen.directory, chosen.passphrase_file)
-    return {"directory": str(chosen.directory), "locked": True, "files_changed": changed}
-
-
-def _unlock(chosen: argparse.Namespace) -> Mapping[str, Any]:
-    from client.lock import unlock
-
-    return {"directory": str(chosen.directory), "locked": False, "files_changed": unlock(chosen.directory)}
-
-
-def _show_lock(result: Mapping[str, Any]) -> str:
-    state = "locked" if result["locked"] else "unlocked"
-    return f"{result['directory']} is {state}: {result['files_changed']} key files were rewritten"
-
-
-def _show_ledger(result: Mapping[str, Any]) -> str:
-    rows = result.get("ledgers", [result])
-    return "\n\n".join("\n".join(f"{key:<18} {value}" for key, value in row.items()) for row in rows)
-
-
-def _bench_he(chosen: argparse.Namespace) -> Mapping[str, Any]:
-    from scenarios.bench.he import run
-
-    return run(chosen.params, chosen.sites)
-
-
-def _bench_dp(chosen: argparse.Namespace) -> Mapping[str, Any]:
-    from scenarios.bench.dp import run
-
-    return run(chosen.device)
-
-
-def _bench_simulate(chosen: argparse.Namespace) -> Mapping[str, Any]:
-    from scenarios.bench.simulate import run
-
-    return run()
-
-
-def _show_rows(result: Mapping[str, Any]) -> str:
-    rows = result["rows"]
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
-    widths = [max(len(row[place]) for row in cells) for place in range(len(names))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    return "\n".join([*lines, *(f"skipped: {item}" for item in result.get("skipped", []))])
-
-
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
 
 
 if __name__ == "__main__":

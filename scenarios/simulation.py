@@ -14,9 +14,7 @@ import tomli_w
 from client.policy import SitePolicy
 from client.site import Site, SiteData, SiteSettings
 from common.config import fill, to_table
-from common.dp.accounting import calibrate_noise
-from common.dp.cost import planned_events
-from common.dp.events import DpEvent
+from common.dp.cost import calibrated
 from common.encoding import public_scale
 from common.errors import ConfigError
 from common.federation import Plan, require
@@ -149,17 +147,7 @@ def _fitted(simulation: Simulation, sites: list[Site]) -> Plan:
         smallest = min(len(part) for part in records)
         require(privacy.delta * smallest < 1, "privacy.delta", privacy.delta, f"below 1/{smallest}, the smallest site")
         if not privacy.noise_multiplier:
-            privacy = replace(privacy, noise_multiplier=_calibrated(simulation.plan, len(sites)))
+            privacy = calibrated(simulation.plan, len(sites)).privacy
     plan = replace(simulation.plan, model=model, privacy=privacy)
     public_scale(plan, layer_sizes(build(model)))
     return plan
-
-
-def _calibrated(plan: Plan, cohort: int) -> float:
-    """The least noise with which the whole run, counts included, fits the plan's own epsilon."""
-
-    def cost(noise_multiplier: float) -> tuple[DpEvent, ...]:
-        noisy = replace(plan, privacy=replace(plan.privacy, noise_multiplier=noise_multiplier))
-        return planned_events(noisy, cohort, range(1, plan.last_round + 1))
-
-    return calibrate_noise(plan.privacy, cost)

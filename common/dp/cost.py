@@ -5,7 +5,9 @@ site reserves for the smallest list there may be and settles for the one there w
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
+from common.dp.accounting import calibrate_noise
 from common.dp.events import DpEvent, Gaussian, PoissonGaussian
 from common.dp.noise_shares import NoiseShares
 from common.federation import Plan
@@ -50,6 +52,16 @@ def planned_events(plan: Plan, cohort: int, rounds: Iterable[int]) -> tuple[DpEv
         attended[-1] = plan.smallest_sum(cohort)
     costs = (round_events(plan, number, cohort, there) for number, there in zip(numbers, attended, strict=True))
     return tuple(event for cost in costs for events in cost.values() for event in events)
+
+
+def calibrated(plan: Plan, cohort: int) -> Plan:
+    """The plan with the least noise at which all its rounds, counts included, fit its own epsilon and delta."""
+
+    def noisy(noise_multiplier: float) -> Plan:
+        return replace(plan, privacy=replace(plan.privacy, noise_multiplier=noise_multiplier))
+
+    numbers = range(1, plan.last_round + 1)
+    return noisy(calibrate_noise(plan.privacy, lambda noise: planned_events(noisy(noise), cohort, numbers)))
 
 
 def noise_share(plan: Plan, cohort: int) -> float:

@@ -7,7 +7,7 @@ worst that may happen, and `settle` replaces it, once, by what did.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,16 @@ class PrivacyBudget:
 
 @dataclass(frozen=True)
 class Charge:
-    """What was released on account of one purpose in one round of one run."""
+    """What was released on account of one purpose in one round of one run.
+
+    premise: what must hold for the events to tell the truth, where that is not this site's alone to see to.
+    """
 
     run: str
     round_number: int
     purpose: str
     events: tuple[DpEvent, ...]
+    premise: str = ""
 
     def __post_init__(self) -> None:
         require(bool(self.run), "run", self.run, "a non-empty name")
@@ -139,12 +143,14 @@ class Ledger:
                 "fewer rounds or more noise; only the site's own administrator can raise the budget",
             )
 
-    def charge(self, run: str, round_number: int, events: Sequence[DpEvent], purpose: str = "train") -> None:
-        """Pay for `events`, on disk before this returns; only then may they be released.
+    def charge(
+        self, run: str, round_number: int, events: Sequence[DpEvent], purpose: str = "train", premise: str = ""
+    ) -> None:
+        """Pay for `events`, on disk before this returns; only then may they be released. premise: see `Charge`.
 
         Raises BudgetExceeded as `require` does, PrivacyError if this purpose of this round was paid for before.
         """
-        charge = Charge(run, round_number, purpose, tuple(events))
+        charge = Charge(run, round_number, purpose, tuple(events), premise)
         with self._log.exclusive():
             self._update()
             if charge.key in self._charges:
@@ -158,14 +164,15 @@ class Ledger:
 
         Raises PrivacyError when nothing was reserved, or when `events` cost more than that.
         """
-        charge = Charge(run, round_number, purpose, tuple(events))
         with self._log.exclusive():
             self._update()
-            if charge.key in self._settled:
+            key = (run, round_number, purpose)
+            if key in self._settled:
                 return
-            reserved = self._charges.get(charge.key)
+            reserved = self._charges.get(key)
             if reserved is None:
                 raise PrivacyError(f"{purpose} of round {round_number} of run {run} was never charged")
+            charge = replace(reserved, events=tuple(events))
             if reserved == charge:
                 return
             delta = self.budget.delta
@@ -189,6 +196,7 @@ class Ledger:
             "sampling": accounting.SAMPLING,
             "adversary": accounting.ADVERSARY,
             "accountant": accounting.ACCOUNTANT,
+            "premises": sorted({charge.premise for charge in self._charges.values() if charge.premise}),
             "head": self.head.hex(),
             "verified": True,  # a ledger that does not verify cannot be opened
         }
@@ -231,9 +239,10 @@ def _charge_to_dict(charge: Charge) -> dict[str, object]:
         "round": charge.round_number,
         "purpose": charge.purpose,
         "events": [event_to_dict(event) for event in charge.events],
+        **({"premise": charge.premise} if charge.premise else {}),
     }
 
 
 def _charge_from_dict(record: Mapping[str, Any]) -> Charge:
     events = tuple(event_from_dict(event) for event in record["events"])
-    return Charge(record["run"], record["round"], record["purpose"], events)
+    return Charge(record["run"], record["round"], record["purpose"], events, str(record.get("premise", "")))

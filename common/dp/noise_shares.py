@@ -38,6 +38,15 @@ class NoiseShares:
     def __post_init__(self) -> None:
         require(1 <= self.colluding < self.cohort, "privacy.colluding", self.colluding, f"1 to {self.cohort - 1}")
 
+    def __str__(self) -> str:
+        """The premise of every number that rests on them."""
+        few = (
+            "at most 1 pools or leaves out its share"
+            if self.colluding == 1
+            else (f"at most {self.colluding} pool or leave out their shares")
+        )
+        return f"of a cohort of {self.cohort} sites {few} of the noise"
+
     def share(self, total_std: float) -> float:
         """The noise of one site, when all are there and that of the colluding does not count."""
         return total_std / math.sqrt(self.cohort - self.colluding)

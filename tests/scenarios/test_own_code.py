@@ -74,19 +74,6 @@ def test_a_mistake_in_ones_own_code_is_named(own, tmp_path, table, key, value, w
         simulate(set_up(fill(Simulation, own), tmp_path / "run"))
 
 
-def test_the_ledger_command_shows_what_a_site_spent(own, tmp_path, capsys):
-    simulate(set_up(fill(Simulation, own), tmp_path / "run"))
-    assert main(["site", "ledger", str(tmp_path / "run" / "sites" / "north"), "--json"]) == 0
-    shown = json.loads(capsys.readouterr().out)
-    keys = {"site", "data_set", "entries", "epsilon", "delta", "remaining_epsilon", "neighbouring", "unit", "verified"}
-    assert keys <= set(shown)
-    assert (shown["site"], shown["entries"], shown["verified"]) == ("north", 2, True)
-    ledger = next((tmp_path / "run" / "sites" / "north" / "ledgers").iterdir())
-    ledger.write_bytes(ledger.read_bytes().replace(b'"sample_rate":0.5', b'"sample_rate":0.1'))
-    assert main(["site", "ledger", "show", str(tmp_path / "run" / "sites" / "north")]) == 4
-    assert "line" in capsys.readouterr().err
-
-
 def test_a_model_is_checked_before_training(own, tmp_path, capsys):
     """Exit codes and JSON of `veilfed model check`; nothing is set up and no record is read."""
     file = tmp_path / "own.toml"

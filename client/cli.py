@@ -1,0 +1,165 @@
+"""The commands of one site's administrator: `veilfed site ...`. They act on that site's own directory alone."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.commands import NotVerified, command, group, positive, show_fields
+from common.errors import ConfigError, FederationError
+
+if TYPE_CHECKING:
+    from client.site import Site
+    from common.dp.ledger import Ledger
+
+_LOCK_EXAMPLES = """examples:
+  (umask 077; openssl rand -base64 32 > /root/cleveland.pass)
+  veilfed site lock /srv/veilfed/cleveland --passphrase-file /root/cleveland.pass
+stopped half way: give the same command again; another passphrase: unlock, then lock
+"""
+_PLAN_EXAMPLES = """examples:
+  veilfed site ledger plan /srv/veilfed/cleveland study.toml
+  veilfed site ledger plan /srv/veilfed/cleveland study.toml --sites 12
+exit code 3 when the budget cannot bear it
+"""
+
+
+def add_commands(commands: Any) -> None:
+    """Put `site` and what is under it among the commands of `veilfed`."""
+    site = group(commands, "site", "what one site knows of itself, and keeps")
+    ledger = group(site, "ledger", "what the records of this site have lost by now", "ACTION")
+    for name, run, show, about, examples in (
+        ("show", _show, _told, "verify the chain and print what was spent", "veilfed site ledger show DIR"),
+        ("verify", _verify, _verdict, "every line, signature and the witness", "veilfed site ledger verify DIR --json"),
+        ("remaining", _remaining, _told, "what may still be spent", "veilfed site ledger remaining DIR"),
+    ):
+        _on_directory(command(ledger, name, run, show, about, f"example: {examples}"))
+    plan = command(
+        ledger, "plan", _plan, show_fields, "what a federation file would cost, before anyone says yes", _PLAN_EXAMPLES
+    )
+    _on_directory(plan)
+    plan.add_argument("federation", type=Path, metavar="FEDERATION.toml", help="the plan to be agreed on")
+    plan.add_argument("--sites", type=positive, help="how many sites take part (default: all on the roster)")
+
+    about = "keep this site's keys encrypted under a passphrase, while its worker is stopped"
+    lock = command(site, "lock", _lock, _show_lock, about, _LOCK_EXAMPLES)
+    _on_directory(lock)
+    lock.add_argument(
+        "--passphrase-file",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="its first line opens the keys; mode 0600, on another disk than DIR; site.toml will name it",
+    )
+    about, example = "leave this site's keys to their files' permissions again", "veilfed site unlock DIR"
+    _on_directory(command(site, "unlock", _unlock, _show_lock, about, f"example: {example}"))
+
+
+def _on_directory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the site's directory")
+
+
+def _show(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    return _one_or_all([ledger.to_report() for ledger in _ledgers(chosen.directory)])
+
+
+def _verify(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.site import Site
+
+    site = Site.open(chosen.directory)
+    try:
+        ledgers = site.read_ledgers()
+    except FederationError as error:
+        raise NotVerified(error.message, str(chosen.directory / "ledgers")) from error
+    if not ledgers:
+        raise NotVerified("there is no ledger", str(chosen.directory / "ledgers"))
+    subject = ", ".join(f"{ledger.data_set}: {ledger.head.hex()}" for ledger in ledgers)
+    return {"verified": True, "subject": subject, "signer": site.name}
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+    return f"verified: {result['subject']}, every entry signed by {result['signer']}"
+
+
+def _remaining(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    return _one_or_all(
+        [
+            {
+                "site": ledger.site,
+                "data_set": ledger.data_set,
+                "remaining_epsilon": ledger.remaining_epsilon,
+                "budget_epsilon": ledger.budget.epsilon,
+                "delta": ledger.budget.delta,
+            }
+            for ledger in _ledgers(chosen.directory)
+        ]
+    )
+
+
+def _plan(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    """Raises BudgetExceeded when the ledger cannot bear the plan."""
+    from common.config import fill, load_table
+    from common.dp.accounting import epsilon
+    from common.dp.cost import calibrated, planned_events
+    from common.federation import Plan
+
+    known = {field.name for field in dataclasses.fields(Plan)}
+    plan = fill(Plan, {name: value for name, value in load_table(chosen.federation).items() if name in known})
+    site = _site(chosen.directory)
+    sites, ledger = chosen.sites or len(site.roster.sites), site.ledger
+    if not plan.privacy.noise_multiplier:
+        plan = calibrated(plan, sites)
+    events = planned_events(plan, sites, range(1, plan.last_round + 1))
+    ledger.require(events)
+    return {
+        "data_set": ledger.data_set,
+        "fits": True,
+        "noise_multiplier": plan.privacy.noise_multiplier,
+        "rounds": plan.last_round,
+        "sites": sites,
+        "epsilon_of_plan": epsilon(events, ledger.budget.delta),
+        "epsilon_before": ledger.epsilon,
+        "epsilon_after": epsilon((*ledger.events, *events), ledger.budget.delta),
+        "budget_epsilon": ledger.budget.epsilon,
+        "delta": ledger.budget.delta,
+    }
+
+
+def _site(directory: Path) -> "Site":
+    from client.site import Site
+
+    return Site.open(directory)
+
+
+def _ledgers(directory: Path) -> "list[Ledger]":
+    ledgers = _site(directory).read_ledgers()
+    if not ledgers:
+        raise ConfigError(f"{directory} holds no ledger", "give a site's directory, e.g. OUT/sites/NAME")
+    return ledgers
+
+
+def _one_or_all(rows: list[dict[str, Any]]) -> Mapping[str, Any]:
+    return rows[0] if len(rows) == 1 else {"ledgers": rows}
+
+
+def _told(result: Mapping[str, Any]) -> str:
+    return "\n\n".join(show_fields(row) for row in result.get("ledgers", [result]))
+
+
+def _lock(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.lock import lock
+
+    changed = lock(chosen.directory, chosen.passphrase_file)
+    return {"directory": str(chosen.directory), "locked": True, "files_changed": changed}
+
+
+def _unlock(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.lock import unlock
+
+    return {"directory": str(chosen.directory), "locked": False, "files_changed": unlock(chosen.directory)}
+
+
+def _show_lock(result: Mapping[str, Any]) -> str:
+    state = "locked" if result["locked"] else "unlocked"
+    return f"{result['directory']} is {state}: {result['files_changed']} key files were rewritten"

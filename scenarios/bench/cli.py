@@ -1,0 +1,39 @@
+"""`veilfed bench ...`: one command per measurement."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from common.commands import command, group, positive, show_rows
+
+
+def add_commands(commands: Any) -> None:
+    """Put `bench` and what is under it among the commands of `veilfed`."""
+    bench = group(commands, "bench", "measurements beside peers, in one run", "WHAT")
+    about, example = "encrypt, sum and open against TenSEAL's CKKS", "veilfed bench he --params 1000000 --sites 8"
+    he = command(bench, "he", _he, show_rows, about, f"example: {example}")
+    he.add_argument("--params", type=positive, default=1_000_000, help="numbers in a site's vector")
+    he.add_argument("--sites", type=positive, default=8, help="sites that are summed")
+    about, example = "a DP-SGD step against Opacus and plain SGD", "veilfed bench dp --device cpu"
+    dp = command(bench, "dp", _dp, show_rows, about, f"example: {example}")
+    dp.add_argument("--device", default="cpu", help="cpu, or cuda for large models as well")
+    about, example = "a round against a bare loop and Flower on Ray", "veilfed bench simulate"
+    command(bench, "simulate", _simulate, show_rows, about, f"example: {example}")
+
+
+def _he(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from scenarios.bench.he import run
+
+    return run(chosen.params, chosen.sites)
+
+
+def _dp(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from scenarios.bench.dp import run
+
+    return run(chosen.device)
+
+
+def _simulate(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from scenarios.bench.simulate import run
+
+    return run()
