@@ -17,7 +17,6 @@ from common.he.masks import MaskStream, masks_left_in_sum, pairwise_seed, site_m
 from common.he.scheme import coefficients
 from common.he.sealing import ExchangeKey, open_sealed, seal
 from common.he.shares import commit, split_secret
-from common.keystore import load_secret, save_secret
 from common.masking import (
     Offer,
     Opening,
@@ -39,7 +38,7 @@ def offer(site: Site, run: SiteRun, number: int) -> dict[str, Any]:
     if path.exists():
         return from_json(path.read_bytes())
     self_seed, mask_key = os.urandom(32), ExchangeKey.generate()
-    save_secret(run.directory / f"masks-{number:06d}", self_seed + mask_key.private_bytes(), None)
+    run.at_rest.save(run.directory / f"masks-{number:06d}", self_seed + mask_key.private_bytes())
     epoch, keepers = run.plan.encryption.epoch_of(number), holders(run.cohort, site.name)
     peers, exchange_key = run.peers(epoch), run.exchange_key(epoch)
     threshold = share_threshold(run.plan.encryption, run.cohort)
@@ -229,7 +228,7 @@ def _secrets(run: SiteRun, number: int) -> tuple[bytes, ExchangeKey]:
     path = run.directory / f"masks-{number:06d}"
     if not path.exists():
         raise WrongRound(f"this site has no masks for round {number}")
-    data = load_secret(path, None)
+    data = run.at_rest.load(path)
     return data[:32], ExchangeKey.from_private_bytes(data[32:])
 
 

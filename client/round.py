@@ -67,7 +67,7 @@ def join(site: Site, order: Envelope) -> bytes:
     network = build(plan.model)
     public_scale(plan, layer_sizes(network))
     initial = ModelState.initial(parameters_of(network))
-    run = SiteRun.create(site.directory / "runs", order.run, plan, cohort, initial)
+    run = SiteRun.create(site, order.run, plan, cohort, initial)
     state = run.state()
     _require_noise_that_fits(run)
     _require_budget_for_rest(site, run, state)
@@ -236,7 +236,7 @@ def spent(site: Site, run: SiteRun) -> float:
 
 def joined(site: Site, order: Envelope) -> SiteRun:
     """The run that the order belongs to. Raises ProtocolError or TrustError when this site has not agreed to it."""
-    run = SiteRun.open(site.directory / "runs", order.run)
+    run = SiteRun.open(site.directory / "runs", order.run, site.at_rest)
     if order.plan != run.plan_hash:
         raise TrustError("the order carries another plan than the one this site joined")
     if order.round_number > run.plan.last_round:

@@ -21,7 +21,7 @@ from common.he.packing import Integers
 from common.he.parameters import Scheme, choose_scheme
 from common.he.scheme import CohortKey
 from common.he.sealing import ExchangeKey
-from common.keystore import load_secret, save_secret
+from common.keystore import AtRest
 from common.layout import Layout, longest
 from common.metrics import MetricsCode
 from common.model_state import ModelState, ModelVersion
@@ -30,18 +30,19 @@ from common.wire import Envelope, Kind, digest, encode, from_hex, from_json, pla
 
 @dataclass(frozen=True)
 class SiteRun:
-    """directory: DIR/runs/ID. agreement: what the join order said, fixed for the whole run."""
+    """directory: DIR/runs/ID. agreement: what the join order said, fixed for the whole run. at_rest: of its secrets."""
 
     directory: Path
     run: bytes
     plan: Plan
     cohort: tuple[str, ...]
+    at_rest: AtRest
 
     @classmethod
-    def create(cls, directory: Path, run: bytes, plan: Plan, cohort: tuple[str, ...], initial: ModelState) -> "SiteRun":
+    def create(cls, site: Site, run: bytes, plan: Plan, cohort: tuple[str, ...], initial: ModelState) -> "SiteRun":
         """The run's directory, made once: asking again with the same plan and cohort changes nothing."""
         agreement = to_json({"plan": to_table(plan), "cohort": list(cohort)})
-        place = directory / run.hex()
+        place = site.directory / "runs" / run.hex()
         place.mkdir(parents=True, exist_ok=True, mode=0o700)
         for leftover in place.glob(".*.part"):
             leftover.unlink()
@@ -52,12 +53,12 @@ class SiteRun:
         else:
             write_atomically(place / "state", initial.to_bytes())
             write_atomically(path, agreement)
-        return cls(place, run, plan, cohort)
+        return cls(place, run, plan, cohort, site.at_rest)
 
     @classmethod
-    def open(cls, directory: Path, run: bytes) -> "SiteRun":
-        """The run this site joined. Raises ProtocolError when it did not."""
-        return _open(cls, directory, run)
+    def open(cls, directory: Path, run: bytes, at_rest: AtRest = AtRest()) -> "SiteRun":  # noqa: B008 - frozen
+        """The run this site joined. Raises ProtocolError when it did not. at_rest: only secrets need it."""
+        return _open(cls, directory, run, at_rest)
 
     @cached_property
     def plan_hash(self) -> bytes:
@@ -89,19 +90,19 @@ class SiteRun:
         if not 1 <= epoch <= self._last_epoch:
             return {}
         if not self._key("exchange", epoch).exists():
-            save_secret(self._key("exchange", epoch), ExchangeKey.generate().private_bytes(), None)
+            self.at_rest.save(self._key("exchange", epoch), ExchangeKey.generate().private_bytes())
         return {"epoch": epoch, "exchange": self.exchange_key(epoch).public.hex()}
 
     def exchange_key(self, epoch: int) -> ExchangeKey:
         self._require(self._key("exchange", epoch), epoch)
-        return ExchangeKey.from_private_bytes(load_secret(self._key("exchange", epoch), None))
+        return ExchangeKey.from_private_bytes(self.at_rest.load(self._key("exchange", epoch)))
 
     def has_cohort_key(self, epoch: int) -> bool:
         return self._key("cohort", epoch).exists()
 
     def cohort_key(self, epoch: int) -> CohortKey:
         self._require(self._key("cohort", epoch), epoch)
-        return CohortKey.load(self.scheme, load_secret(self._key("cohort", epoch), None))
+        return CohortKey.load(self.scheme, self.at_rest.load(self._key("cohort", epoch)))
 
     def keep_cohort_key(self, epoch: int, key: CohortKey) -> None:
         """Raises TrustError when this epoch has another key already, or an earlier one had this very key."""
@@ -112,7 +113,7 @@ class SiteRun:
         if mine in (theirs for other, theirs in known.items() if other != epoch):
             raise TrustError("the key of an earlier epoch is shown as a new one")
         if epoch not in known:
-            save_secret(self._key("cohort", epoch), secret, None)
+            self.at_rest.save(self._key("cohort", epoch), secret)
         self._made(epoch).unlink(missing_ok=True)
 
     def destroy_keys(self) -> None:
@@ -125,7 +126,7 @@ class SiteRun:
             kind, epoch = path.stem.split("-")
             if int(epoch) < due:
                 if kind == "cohort":
-                    write_atomically(path.with_suffix(".hash"), digest(load_secret(path, None)))
+                    write_atomically(path.with_suffix(".hash"), digest(self.at_rest.load(path)))
                 path.unlink()
                 self._peers(int(epoch)).unlink(missing_ok=True)
                 self._made(int(epoch)).unlink(missing_ok=True)
@@ -196,7 +197,7 @@ class SiteRun:
         """Of every cohort key that this site has ever held in this run."""
         gone = {int(path.stem.split("-")[1]): path.read_bytes() for path in self.directory.glob("cohort-*.hash")}
         held = {int(path.stem.split("-")[1]): path for path in self.directory.glob("cohort-*.key")}
-        return gone | {epoch: digest(load_secret(path, None)) for epoch, path in held.items()}
+        return gone | {epoch: digest(self.at_rest.load(path)) for epoch, path in held.items()}
 
     def _require(self, path: Path, epoch: int) -> None:
         if not path.exists():
@@ -216,14 +217,14 @@ class SiteRun:
 
 
 @lru_cache(maxsize=256)
-def _open(cls: type[SiteRun], directory: Path, run: bytes) -> SiteRun:
+def _open(cls: type[SiteRun], directory: Path, run: bytes, at_rest: AtRest) -> SiteRun:
     """Cached, because an agreement never changes once it is on disk."""
     place = directory / run.hex()
     try:
         agreement = from_json((place / "agreement.json").read_bytes())
     except OSError:
         raise ProtocolError("this site has not joined that run") from None
-    return cls(place, run, fill(Plan, agreement["plan"]), tuple(agreement["cohort"]))
+    return cls(place, run, fill(Plan, agreement["plan"]), tuple(agreement["cohort"]), at_rest)
 
 
 def signed_answer(site: Site, run: SiteRun, number: int, body: Mapping[str, Any]) -> bytes:

@@ -17,7 +17,7 @@ from common.config import fill, load_table
 from common.dp.ledger import Ledger, PrivacyBudget
 from common.errors import ConfigError
 from common.federation import require
-from common.keystore import load_secret
+from common.keystore import AtRest, load_secret, read_passphrase
 from common.randomness import Randomness
 from common.roster import Roster
 from common.signing import Identity, verify
@@ -46,12 +46,20 @@ class SiteData:
 
 @dataclass(frozen=True)
 class SiteSettings:
-    """site.toml. `insecure_randomness` above 0 fixes sampling and noise: tests only, and every report says so."""
+    """site.toml. `insecure_randomness` above 0 fixes sampling and noise: tests only, and every report says so.
+
+    passphrase_file: absolute path of what opens this site's keys; `veilfed site lock` writes it here.
+    """
 
     name: str
     data: SiteData
     policy: SitePolicy
     insecure_randomness: int = 0
+    passphrase_file: str = ""
+
+    def __post_init__(self) -> None:
+        path = self.passphrase_file
+        require(not path or Path(path).is_absolute(), "passphrase_file", path, "an absolute path")
 
 
 @dataclass(frozen=True)
@@ -60,16 +68,19 @@ class Site:
     settings: SiteSettings
     identity: Identity
     roster: Roster
+    at_rest: AtRest
 
     @classmethod
     def open(cls, directory: Path) -> "Site":
-        """Raises ConfigError naming the file that is missing or wrong."""
+        """Raises ConfigError naming the file that is missing or wrong, TrustError when the passphrase is."""
         settings = fill(SiteSettings, load_table(directory / "site.toml"))
-        identity = Identity.from_private_bytes(load_secret(directory / "identity.key", None))
+        locked = Path(settings.passphrase_file) if settings.passphrase_file else None
+        secret = load_secret(directory / "identity.key", read_passphrase(locked) if locked else None)
+        identity = Identity.from_private_bytes(secret)
         roster = Roster.read(directory / "roster.json")
         if roster.public_key_of(settings.name) != identity.public:
             raise ConfigError(f"{directory}: the roster lists another key for {settings.name}")
-        return cls(directory, settings, identity, roster)
+        return cls(directory, settings, identity, roster, AtRest.behind(secret) if locked else AtRest())
 
     @property
     def name(self) -> str:

@@ -25,6 +25,11 @@ _EXAMPLES = """examples:
   veilfed simulate my.toml --engine ray --json         Flower's simulation runtime, JSON for machines
   veilfed simulate --resume runs/strict                go on where a stopped run stopped
 """
+_LOCK_EXAMPLES = """examples:
+  (umask 077; openssl rand -base64 32 > /root/cleveland.pass)
+  veilfed site lock /srv/veilfed/cleveland --passphrase-file /root/cleveland.pass
+stopped half way: give the same command again; another passphrase: unlock, then lock
+"""
 _EXIT_CODES = "exit codes: 0 done, 1 a bug of ours, 2 configuration, 3 privacy refusal, 4 protocol or trust"
 
 
@@ -125,6 +130,32 @@ def _parser() -> argparse.ArgumentParser:
         help="show (the default): verify the chain and print what was spent",
     )
     ledger.add_argument("directory", type=Path, nargs="?", metavar="DIR", help="the site's directory")
+
+    lock = _command(
+        site,
+        "lock",
+        _lock,
+        _show_lock,
+        "keep this site's keys encrypted under a passphrase, while its worker is stopped",
+        _LOCK_EXAMPLES,
+    )
+    lock.add_argument("directory", type=Path, metavar="DIR", help="the site's directory")
+    lock.add_argument(
+        "--passphrase-file",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="its first line opens the keys; mode 0600, on another disk than DIR; site.toml will name it",
+    )
+    unlock = _command(
+        site,
+        "unlock",
+        _unlock,
+        _show_lock,
+        "leave this site's keys to their files' permissions again",
+        "example: veilfed site unlock /srv/veilfed/cleveland",
+    )
+    unlock.add_argument("directory", type=Path, metavar="DIR", help="the site's directory")
 
     bench = commands.add_parser("bench", help="measurements beside peers, in one run").add_subparsers(
         required=True, metavar="WHAT", parser_class=_Parser
@@ -287,6 +318,24 @@ def _ledger(chosen: argparse.Namespace) -> Mapping[str, Any]:
     if not ledgers:
         raise ConfigError(f"{directory} holds no ledger", "give a site's directory, e.g. OUT/sites/NAME")
     return ledgers[0] if len(ledgers) == 1 else {"ledgers": ledgers}
+
+
+def _lock(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.lock import lock
+
+    changed = lock(chosen.directory, chosen.passphrase_file)
+    return {"directory": str(chosen.directory), "locked": True, "files_changed": changed}
+
+
+def _unlock(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.lock import unlock
+
+    return {"directory": str(chosen.directory), "locked": False, "files_changed": unlock(chosen.directory)}
+
+
+def _show_lock(result: Mapping[str, Any]) -> str:
+    state = "locked" if result["locked"] else "unlocked"
+    return f"{result['directory']} is {state}: {result['files_changed']} key files were rewritten"
 
 
 def _show_ledger(result: Mapping[str, Any]) -> str:

@@ -278,8 +278,8 @@ def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], 
         (
             True,
             "Disks",
-            "Records at a site, its key and its copy of the model are as safe as its disks. This version does not "
-            "encrypt them.",
+            "Records at a site and its copy of the model are as safe as its disks. This version does not encrypt "
+            "them. It encrypts a site's keys only where its administrator has locked them.",
         ),
         (
             simulated,
