@@ -2,6 +2,7 @@
 
 import pytest
 
+from client import cohort_keys
 from client.runs import SiteRun
 from common.errors import ProtocolError
 from common.wire import digest, from_hex
@@ -57,6 +58,13 @@ def test_an_epoch_that_is_over_leaves_only_the_hash_of_its_key(tmp_path):
         assert not path.is_file() or not any(key in path.read_bytes() for key in keys)
     assert played.coming == {name: data for name, data in played.coming.items() if not played.body(from_hex(data))}
     assert set(played.body(played.ask(ADLER, "join", 0, played.join_order()))) == {"round", "model_hash"}
+
+
+def test_what_a_key_is_wrapped_for_names_run_plan_epoch_and_maker(tmp_path):
+    """Laid out as common/README.md says; new exchange keys alone would refuse most mistakes here already."""
+    run = run_of(Coordinator.ready(tmp_path, NAMES, "encryption.key_rounds=1"))
+    expected = b"veilfed.cohort-key.v1|" + run.run + run.plan_hash + b"\0\0\0\3" + b"adler"
+    assert cohort_keys._context(run, 3, ADLER) == expected
 
 
 def test_a_site_that_is_behind_keeps_the_old_key_until_it_has_caught_up(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError, TrustError
-from common.keystore import load_secret, save_secret
+from common.keystore import AtRest, load_secret, save_secret
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "vectors/mask_vectors.json").read_text(encoding="utf-8"))["key_file"]
 SECRET = bytes(range(32))
@@ -30,6 +30,47 @@ def refusal(path: Path, passphrase: str | None) -> str:
 def test_the_golden_files_open(tmp_path, kind, passphrase):
     path = put(tmp_path / "key", bytes.fromhex(GOLDEN[kind]))
     assert load_secret(path, passphrase).hex() == GOLDEN["secret"]
+
+
+def test_the_golden_sealed_file_opens_under_its_own_name_and_key(tmp_path):
+    path = tmp_path / GOLDEN["place"]
+    path.parent.mkdir()
+    put(path, bytes.fromhex(GOLDEN["sealed"]))
+    at_rest = AtRest.behind(bytes.fromhex(GOLDEN["identity"]))
+    assert at_rest.load(path).hex() == GOLDEN["secret"]
+    assert GOLDEN["identity"] not in repr(at_rest)
+    assert repr(at_rest) == "AtRest()"
+    for wrong in (AtRest.behind(bytes(32)), at_rest):
+        other = put(path.with_name("cohort-000004.key"), path.read_bytes()) if wrong is at_rest else path
+        with pytest.raises(TrustError, match="does not open"):
+            wrong.load(other)
+    with pytest.raises(ConfigError, match="sealed"):
+        AtRest().load(path)
+
+
+@pytest.mark.parametrize("at_rest", [AtRest(), AtRest.behind(SECRET)])
+@pytest.mark.parametrize("secret", [b"", SECRET, os.urandom(100_000)], ids=len)
+def test_what_was_put_at_rest_loads(tmp_path, secret, at_rest):
+    path = tmp_path / "key"
+    at_rest.save(path, b"an older key")
+    first = path.read_bytes()
+    at_rest.save(path, secret)
+    assert at_rest.load(path) == secret
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert first != path.read_bytes()
+
+
+def test_every_bit_of_a_sealed_file_counts(tmp_path):
+    path, at_rest = tmp_path / "key", AtRest.behind(SECRET)
+    at_rest.save(path, SECRET)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        put(path, whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(TrustError, match="does not open"):
+            at_rest.load(path)
+    for size in (0, 18, 19, 30, 31, len(whole) - 1):
+        with pytest.raises(TrustError, match="does not open"):
+            at_rest.load(put(path, whole[:size]))
 
 
 @pytest.mark.parametrize("passphrase", [None, "correct horse"])

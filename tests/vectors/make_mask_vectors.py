@@ -137,11 +137,17 @@ def key_files() -> dict[str, str]:
     header = label("secret") + b"\1" + salt
     key = scrypt(passphrase.encode(), salt, 32, N=2**15, r=8, p=1)
     body, tag = AES.new(key, AES.MODE_GCM, nonce=nonce).update(header).encrypt_and_digest(secret)
+    sealed_head, place = label("secret") + b"\2", "0011/cohort-000003.key"
+    cipher = AES.new(hkdf(drawn("identity"), label("at-rest")), AES.MODE_GCM, nonce=nonce)
+    sealed, sealed_tag = cipher.update(sealed_head + place.encode()).encrypt_and_digest(secret)
     return {
         "secret": secret.hex(),
         "passphrase": passphrase,
         "locked": (header + nonce + body + tag).hex(),
         "plain": (label("secret") + b"\0" + secret).hex(),
+        "identity": drawn("identity").hex(),
+        "place": place,
+        "sealed": (sealed_head + nonce + sealed + sealed_tag).hex(),
     }
 
 
