@@ -115,9 +115,9 @@ class ClippedSum:
         """
         pieces = torch.stack(squared_norms)
         if not len(self._shares):
-            factors = self.max_grad_norm / pieces.sum(0).sqrt_().clamp_(min=self.max_grad_norm)
-            self._inside += (factors == 1).sum()
-            return [factors] * len(layers)
+            norms = pieces.sum(0).sqrt_()
+            self._inside += (norms <= self.max_grad_norm).sum()
+            return [self.max_grad_norm / norms.clamp_(min=self.max_grad_norm)] * len(layers)
         norms = pieces.new_zeros(len(self.paths), pieces.shape[1])
         norms.index_add_(0, torch.tensor(layers, device=pieces.device), pieces)
         bounds = (self.max_grad_norm * self._shares).to(pieces)

@@ -31,14 +31,16 @@ class CheckedModel:
     fix: str = ""
 
 
-def check_model(model: nn.Module, inputs: tuple[int, ...], lot_size: float) -> CheckedModel:
+def check_model(
+    model: nn.Module, inputs: tuple[int, ...], lot_size: float, shares: tuple[float, ...] = ()
+) -> CheckedModel:
     """What `train` will do with this model on records of this shape, in lots of about this size; random ones stand in.
 
-    Raises ConfigError naming every module that mixes records, with its replacement.
+    shares: of the bound, as `shares_of` gives them. Raises ConfigError naming every module that mixes records, with its replacement.
     """
     generator = torch.Generator().manual_seed(0)
     probes, answers = torch.randn(PROBES, *inputs, generator=generator), torch.zeros(PROBES, dtype=torch.int64)
-    clipped_sum = clipped_sum_for(model, 1.0, probes, answers)
+    clipped_sum = clipped_sum_for(model, 1.0, probes, answers, shares=shares)
     norms, why, fix = {}, "", ""
     if isinstance(clipped_sum, BookKeeping):
         records = max(1, min(round(lot_size), clipped_sum.records_at_once))

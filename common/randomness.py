@@ -20,7 +20,7 @@ from common.errors import PrivacyError
 
 _SECRET_BYTES = 32
 _PAIRS_AT_ONCE = 1 << 16  # fewer and every call costs more than its work, more and temporaries leave the cache
-_FEW, _MANY = np.int32(2**24), np.uint32(2**31 - 2**25 - 2**24)  # of 2^31: below 1/128; from there to 63/64
+_FEW, _MANY = np.int32(2**21), np.uint32(2**31 - 2**24 - 2**21)  # of 2^31: the lowest 1/1024; from there to 127/128
 _ONE_TO_TWO = np.uint64(0x3FF0000000000000)  # exponent bits of the doubles in [1, 2)
 
 
@@ -88,40 +88,37 @@ class Randomness:
         return noise[:n]
 
     def _fill_gaussian(self, noise: NDArray[np.floating], std: float) -> None:
-        pairs, angle_type = len(noise) // 2, np.dtype(f"i{noise.itemsize}")
-        radius = self._log_chances(pairs) if noise.dtype == np.float64 else self._short_log_chances(pairs)
+        pairs, word_type = len(noise) // 2, np.dtype(f"i{noise.itemsize}")
+        drawn = np.frombuffer(self.bytes(noise.nbytes), word_type)
+        radius = self._log_chances(drawn[:pairs])
         radius *= -2
         np.sqrt(radius, out=radius)
         radius *= std
-        angle = np.frombuffer(self.bytes(noise.itemsize * pairs), angle_type).astype(noise.dtype)
+        angle = drawn[pairs:].astype(noise.dtype)
         angle *= noise.dtype.type(math.pi / 2.0 ** (8 * noise.itemsize - 1))
         np.cos(angle, out=noise[:pairs])
         np.sin(angle, out=noise[pairs:])
         noise[:pairs] *= radius
         noise[pairs:] *= radius
 
-    def _log_chances(self, n: int) -> NDArray[np.float64]:
-        """Logarithms of n uniform draws from (0, 1)."""
-        # 52 random bits become the mantissa of a double in [1, 2); what is left after the subtraction is an odd
-        # multiple of 2^-53 in (0, 1): never 0, so its logarithm is finite, and never 1.
-        chance = ((np.frombuffer(self.bytes(8 * n), np.uint64) >> np.uint64(12)) | _ONE_TO_TWO).view(np.float64)
-        chance -= 1 - 2.0**-53
-        return np.log(chance, out=chance)
-
-    def _short_log_chances(self, n: int) -> NDArray[np.float32]:
-        """The same to float32's precision, in half the time.
-
-        Odd multiples of 2^-31 stand for the draws around them. Near 0, where they are few, and near 1, where float32
-        has no digits for them, the draw itself is taken, in double.
-        """
-        words = np.frombuffer(self.bytes(4 * n), np.int32) & np.int32(2**31 - 1) | np.int32(1)
-        chance = words.astype(np.float32)
-        chance *= np.float32(2.0**-31)
-        logs: NDArray[np.float32] = np.log(chance, out=chance)
+    def _log_chances(self, drawn: NDArray[np.signedinteger]) -> NDArray[np.floating]:
+        """Logarithms of uniform draws from (0, 1), one for each random word, in a float of the word's size."""
+        if drawn.dtype == np.int64:
+            # 52 random bits become the mantissa of a double in [1, 2); what is left after the subtraction is an odd
+            # multiple of 2^-53 in (0, 1): never 0, so its logarithm is finite, and never 1.
+            chance = ((drawn.view(np.uint64) >> np.uint64(12)) | _ONE_TO_TWO).view(np.float64)
+            chance -= 1 - 2.0**-53
+            return np.log(chance, out=chance)
+        # Odd multiples of 2^-31 stand for the draws around them. Near 0, where they are few, and near 1, where float32
+        # has no digits for them, the draw itself is taken, in double.
+        words = drawn & np.int32(2**31 - 1)
+        words |= np.int32(1)
+        short = words.astype(np.float32)
+        short *= np.float32(2.0**-31)
+        np.log(short, out=short)
         near_ends = np.flatnonzero((words - _FEW).view(np.uint32) > _MANY)
-        exact = (1 - 2 * self.uniform(len(near_ends)) + words[near_ends]) * 2.0**-31
-        logs[near_ends] = np.log(exact)
-        return logs
+        short[near_ends] = np.log((1 - 2 * self.uniform(len(near_ends)) + words[near_ends]) * 2.0**-31)
+        return short
 
     def _refuse_after_fork(self) -> None:
         if os.getpid() != self._process:

@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         _check_model,
         _show_check,
         "before training: how each module's per-record gradients are clipped, and what cannot be",
-        "example: veilfed model check mnist --set model.factory=cnn --set data.features=pixels",
+        "example: veilfed model check mnist --set model.factory=cnn --set data.features=none",
     )
     _add_federation(check)
 
@@ -182,6 +182,7 @@ def _show_simulation(report: Mapping[str, Any]) -> str:
 
 
 def _check_model(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.clipping import shares_of
     from client.model_check import check_model
     from common.models import build
     from scenarios.data import public_shape
@@ -189,7 +190,9 @@ def _check_model(chosen: argparse.Namespace) -> Mapping[str, Any]:
     settings = _simulation(chosen)
     inputs, classes = public_shape(settings.data)
     shaped = replace(settings.model, inputs=settings.model.inputs or inputs, classes=settings.model.classes or classes)
-    checked = asdict(check_model(build(shaped), shaped.inputs, settings.training.lot_size))
+    network, privacy = build(shaped), settings.privacy
+    shares = shares_of(network, privacy.clipping, privacy.layer_weights)
+    checked = asdict(check_model(network, shaped.inputs, settings.training.lot_size, shares))
     modules = checked.pop("modules")
     return {"model": shaped.factory, "inputs": list(shaped.inputs), **checked, "rows": list(modules)}
 

@@ -51,8 +51,9 @@ def run(device: str = "cpu", models: Sequence[str] | None = None, seconds_per_mo
     skipped: list[str] = []
     with _one_thread(), _same_digits(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        peaks = {name: _peaks(WORKS[name], torch.device(device)) for name in chosen}  # before this process has grown
         for name in chosen:
-            found, failed = _measure(WORKS[name], torch.device(device), seconds_per_model)
+            found, failed = _measure(WORKS[name], torch.device(device), seconds_per_model, peaks[name])
             rows += found
             skipped += failed
         parts = _parts()
@@ -64,23 +65,29 @@ def run(device: str = "cpu", models: Sequence[str] | None = None, seconds_per_mo
     return {"bench": "dp", "device": where, "rows": rows, "ratios": ratios, "parts": parts, "skipped": skipped}
 
 
-def _measure(work: Work, device: torch.device, seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
-    peaks: dict[str, float] = {}
-    steps: dict[str, Step] = {}
-    skipped: list[str] = []
+def _peaks(work: Work, device: torch.device) -> dict[str, float | Exception]:
+    """By mode: MiB, or why there are none."""
+    found: dict[str, float | Exception] = {}
     for mode in _MODES:
         try:
-            peaks[mode] = _peak_mb(work, mode, device)
-            steps[mode] = _MODES[mode](work, *_model_and_batch(work, device))
+            found[mode] = _peak_mb(work, mode, device)
         except Exception as error:  # a peer that cannot take this model; its own words say why
-            skipped.append(f"{work.name} {mode}: {error}".splitlines()[0][:200])
+            found[mode] = error
+    return found
+
+
+def _measure(
+    work: Work, device: torch.device, seconds: float, peaks: dict[str, float | Exception]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    failed = {mode: peak for mode, peak in peaks.items() if isinstance(peak, Exception)}
+    steps = {mode: _MODES[mode](work, *_model_and_batch(work, device)) for mode in peaks if mode not in failed}
     times = _take_turns(steps, device, seconds)
     rows = [
         {"model": work.name, "batch": work.batch, "mode": mode, "step_ms": 1e3 * times[mode], "peak_mb": peaks[mode]}
         | ({"note": work.note} if work.note else {})
         for mode in steps
     ]
-    return rows, skipped
+    return rows, [f"{work.name} {mode}: {error}".splitlines()[0][:200] for mode, error in failed.items()]
 
 
 def _take_turns(steps: dict[str, Step], device: torch.device, seconds: float) -> dict[str, float]:

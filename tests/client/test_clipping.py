@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from client.clipping import clipped_sum_for, refuse_mixing_modules
-from client.clipping_modes import BookKeeping, ClippedSum, NotThisWay, OneByOne, Vectorised
+from client.clipping import clipped_sum_for, refuse_mixing_modules, shares_of
+from client.clipping_modes import BookKeeping, ClippedSum, NotThisWay, OneByOne, Vectorised, layers_of
 from common.errors import ConfigError
 
 RECORDS, CLASSES = 6, 3
@@ -227,6 +227,73 @@ def test_clipped_sums_equal_the_definition(name: str, way: type[ClippedSum]) -> 
         assert float(clipped_sum.of(features[:1], labels[:1]).norm()) <= bound * (1 + 1e-12)
 
 
+def definition_by_layer(
+    model: nn.Module, features: Tensor, labels: Tensor, max_grad_norm: float, weights: list[float]
+) -> Tensor:
+    """Each layer's gradient clipped to its share, by names and autograd; an attention is one layer."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    owners = [name.rpartition(".")[0].removesuffix(".out_proj") for name, _ in named]
+    order = list(dict.fromkeys(owners))
+    whole = sum(weight**2 for weight in weights) ** 0.5
+    total = 0.0
+    for record, label in zip(features, labels, strict=True):
+        losses = F.cross_entropy(model(record[None]), label[None])
+        gradients = torch.autograd.grad(losses, [p for _, p in named], allow_unused=True)
+        gradients = [torch.zeros_like(p) if g is None else g for g, (_, p) in zip(gradients, named, strict=True)]
+        norms = [sum(float(g.norm() ** 2) for g, o in zip(gradients, owners, strict=True) if o == own) for own in order]
+        scales = [
+            min(1.0, max_grad_norm * weight / whole / norm**0.5) if norm else 1.0
+            for weight, norm in zip(weights, norms, strict=True)
+        ]
+        pieces = [(g * scales[order.index(o)]).reshape(-1) for g, o in zip(gradients, owners, strict=True)]
+        total = total + torch.cat(pieces)
+    return total
+
+
+@pytest.mark.parametrize("way", [BookKeeping, Vectorised, OneByOne])
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_layers_clipped_to_their_shares_equal_the_definition(name: str, way: type[ClippedSum]) -> None:
+    model, features, labels = make(name)
+    weights = [1.0 + place % 3 for place in range(len(layers_of(model)))]
+    norms = definition(model, features, labels, 1.0)[1]
+    for bound in (float(norms.median()), float(norms.min()) / 10):
+        expected = definition_by_layer(model, features, labels, bound, weights)
+        with way(model, bound, shares=shares_of(model, "per-layer", weights)) as clipped_sum:
+            assert float((clipped_sum.of(features, labels) - expected).abs().max()) <= 1e-10
+
+
+def test_shares_are_public_and_their_squares_add_up_to_one() -> None:
+    model = mlp()
+    assert shares_of(model, "flat", ()) == ()
+    assert shares_of(model, "per-layer", ()) == pytest.approx([3**-0.5] * 3)
+    assert shares_of(model, "per-layer", (1.0, 2.0, 2.0)) == pytest.approx([1 / 3, 2 / 3, 2 / 3])
+    with pytest.raises(ConfigError, match="2 numbers for a model of 3 layers") as refusal:
+        shares_of(model, "per-layer", (1.0, 2.0))
+    assert "0, 2, 4" in refusal.value.hint
+
+
+def test_a_shared_parameter_is_clipped_once() -> None:
+    model, features, labels = with_batch(lambda: Language(tied=True), TOKENS)
+    shares = shares_of(model, "per-layer", ())
+    assert len(shares) == len([path for path in layers_of(model) if path != "head"])
+    with clipped_sum_for(model, 0.1, features, labels, shares=shares) as clipped_sum:
+        assert clipped_sum.mode == "vectorised"
+        assert float(clipped_sum.of(features[:1], labels[:1]).norm()) <= 0.1 * (1 + 1e-9)
+
+
+def test_the_count_within_the_bound_is_of_the_whole_batch_and_the_last_one() -> None:
+    model, features, labels = make("conv2d")
+    norms = definition(model, features, labels, 1.0)[1].sort().values
+    for way in (BookKeeping, Vectorised, OneByOne):
+        with way(model, float(norms[3] + norms[4]) / 2) as clipped_sum:
+            for at_once in (RECORDS, 2):
+                clipped_sum.records_at_once = at_once
+                clipped_sum.of(features, labels)
+                assert clipped_sum.inside == 4
+            clipped_sum.of(features[:0], labels[:0])
+            assert clipped_sum.inside == 0
+
+
 @pytest.mark.parametrize("memory", ["ghost", "direct"])
 @pytest.mark.parametrize("name", [name for name in SUPPORTED if "row" in name or "conv" in name or "trans" in name])
 def test_both_ways_to_a_norm_agree(name: str, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,13 +322,14 @@ def test_parts_of_a_batch_add_up_to_the_batch(records: int, at_once: int, bound:
         torch.testing.assert_close(clipped_sum.of(features, labels), whole, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.parametrize("clipping", ["flat", "per-layer"])
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, RECORDS - 1), st.floats(1e-3, 10))
-def test_one_record_moves_the_sum_by_at_most_the_bound(left_out: int, bound: float) -> None:
+@given(left_out=st.integers(0, RECORDS - 1), bound=st.floats(1e-3, 10))
+def test_one_record_moves_the_sum_by_at_most_the_bound(clipping: str, left_out: int, bound: float) -> None:
     model, features, labels = make("conv2d")
     features = features * 100  # large gradients, so the bound bites
     kept = [i for i in range(RECORDS) if i != left_out]
-    with BookKeeping(model, bound) as clipped_sum:
+    with BookKeeping(model, bound, shares=shares_of(model, clipping, ())) as clipped_sum:
         with_all = clipped_sum.of(features, labels).clone()
         without = clipped_sum.of(features[kept], labels[kept])
     assert float((with_all - without).norm()) <= bound * (1 + 1e-9)

@@ -92,7 +92,7 @@ def test_radii_near_both_ends_follow_the_law_of_a_pair() -> None:
     noise = Randomness.from_os().gaussian(2**22).astype(np.float64)
     pairs = noise.reshape(-1, 2, 2**16)  # a piece holds its cosines, then its sines
     chances = np.exp(-(pairs**2).sum(1).ravel() / 2)
-    edges = [0, 2.0**-14, 2.0**-8, 2.0**-7, 2.0**-6, 0.5, 1 - 2.0**-5, 1 - 2.0**-6, 1 - 2.0**-7, 1 - 2.0**-14, 1]
+    edges = [0, 2.0**-14, 2.0**-11, 2.0**-10, 2.0**-9, 0.5, 1 - 2.0**-6, 1 - 2.0**-7, 1 - 2.0**-8, 1 - 2.0**-14, 1]
     for low, high in itertools.pairwise(edges):
         found = np.sum((chances >= low) & (chances < high))
         tail = FALSE_ALARM / 20

@@ -32,6 +32,7 @@ def test_models_have_the_size_their_name_says(name: str, trainable: int, frozen:
 
 def test_the_largest_models_are_measured_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dp, "_parts", list)
+    monkeypatch.setattr(dp, "_peaks", lambda *_: {})
     monkeypatch.setattr(dp, "_measure", lambda work, *_: ([{"model": work.name, "mode": "sgd", "step_ms": 1.0}], []))
     monkeypatch.setattr(torch.cuda, "get_device_name", str)
     assert set(dp.run("cuda")["ratios"]) == set(WORKS)

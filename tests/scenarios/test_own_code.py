@@ -90,6 +90,10 @@ def test_a_model_is_checked_before_training(own, tmp_path, capsys):
     assert "1 (BatchNorm1d)" in error["message"]
     assert "torch.nn.GroupNorm(4, 4)" in error["hint"]
     assert "GroupNorm(4, 4)" in said.err
+    layers = [*check, "--set", "privacy.clipping=per-layer", "--set"]
+    assert main([*layers, "privacy.layer_weights=[1.0, 2.0]"]) == 0
+    assert main([*layers, "privacy.layer_weights=[1.0]"]) == 2
+    assert "1 numbers for a model of 2 layers" in capsys.readouterr().err
     assert main(["model", "check", "mnist"]) == 0
     assert "clipped by book-keeping" in capsys.readouterr().out
 
