@@ -135,8 +135,10 @@ class AppendLog:
             elif torn:
                 os.ftruncate(descriptor, self._offset)
             os.fsync(descriptor)  # whoever wrote it may have been killed before doing so
-        self._compare(*self._read_witness())
-        self._write_witness()
+        seen = self._read_witness()
+        self._compare(*seen)
+        if seen != (len(self._entries), self.head.hex()):
+            self._write_witness()
 
     def _take(self, data: bytes) -> bytes:
         """Check and keep the complete lines of `data`; return what follows the last of them."""

@@ -35,7 +35,7 @@ class Reply:
 
 
 def packed(data: bytes) -> RecordDict:
-    """An envelope as Flower content; one content may go to many nodes."""
+    """An envelope as Flower content; one content may go to many nodes. Flower sends it in chunks of 5 MiB."""
     array = Array("uint8", (len(data),), "veilfed.envelope", data)
     return RecordDict({"veilfed": ArrayRecord({"envelope": array})})
 

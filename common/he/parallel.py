@@ -61,6 +61,8 @@ class Piece:
 def spread(work: Work, task: Callable[[], bytes], pieces: Iterable[Piece], ciphertexts: int) -> Iterator[bytes]:
     """`work(piece)` for every piece, in order; pieces are taken as results are, so that few are held at once.
 
+    Whoever does not take all results closes the iterator: until then nobody else has helpers.
+
     task: from which `scheme.work_on` makes the same `work` in a helper; not asked for when there is none.
     ciphertexts: in all pieces together. A few are never worth a helper.
     """
@@ -227,11 +229,13 @@ class _Helpers:
             self._turn.release()
 
     def stop(self) -> None:
-        with self._turn:
-            for helper in self._started or []:
-                if helper.alive:
-                    helper.close()
-            self._started = None
+        in_turn = self._turn.acquire(timeout=_PATIENCE_SECONDS)  # else somebody never took the rest of a vector
+        for helper in self._started or []:
+            if helper.alive:
+                helper.close()
+        self._started = None
+        if in_turn:
+            self._turn.release()
 
     def abandon(self) -> None:
         """In a forked process: its parent's helpers are not its own, and must not outlive the parent for its sake."""

@@ -8,7 +8,8 @@ answer every failure here by the same abort.
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import cache, partial
 from typing import Any, NoReturn
@@ -134,12 +135,13 @@ def open_sum(aggregate: Aggregate, key: CohortKey, mask_total: Series | None = N
         raise ProtocolError(_CANNOT_OPEN)
     _check_mask(mask_total, scheme, aggregate.length)
     totals = np.empty(aggregate.length, np.int64)
-    for block, plain in _opened(aggregate, key):
-        if mask_total is not None:
-            plain = plain - mask_total[block.coefficients].reshape(block.shape)
-            plain &= np.uint64((1 << scheme.plain_modulus_bits) - 1)
-        if not unpack_slots(plain, aggregate.sites, scheme, totals[block.values]):
-            raise ProtocolError(_CANNOT_OPEN)
+    with closing(_opened(aggregate, key)) as opened:
+        for block, plain in opened:
+            if mask_total is not None:
+                plain = plain - mask_total[block.coefficients].reshape(block.shape)
+                plain &= np.uint64((1 << scheme.plain_modulus_bits) - 1)
+            if not unpack_slots(plain, aggregate.sites, scheme, totals[block.values]):
+                raise ProtocolError(_CANNOT_OPEN)
     return totals
 
 
@@ -184,7 +186,7 @@ def _masked(values: Series, mask: Series | None, block: Block, scheme: Scheme) -
     return Piece(*block.shape, plain.reshape(-1).view(np.uint8).data)
 
 
-def _opened(aggregate: Aggregate, key: CohortKey) -> Iterator[tuple[Block, Words]]:
+def _opened(aggregate: Aggregate, key: CohortKey) -> Generator[tuple[Block, Words], None, None]:
     """Block by block, the coefficients below t, masks still on."""
     scheme, decrypt = aggregate.scheme, _grow_and_decrypt if aggregate.seeds else _decrypt
     work, task = partial(decrypt, _seal(scheme), key), partial(_task, decrypt, key)

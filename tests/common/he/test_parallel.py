@@ -166,8 +166,10 @@ def test_what_a_helper_fails_at_raises_what_one_process_raises(monkeypatch):
             helpers()
         work = scheme.work_on(scheme._task(scheme._encrypt, COMPACT))
         results = spread(work, lambda: scheme._task(scheme._encrypt, COMPACT), pieces, 40)
-        with pytest.raises(ProtocolError, match=r"^the aggregate does not open$"):
+        with pytest.raises(ProtocolError, match=r"^the aggregate does not open$") as refused:
             open_sum(total.result(), other)
+        assert refused.tb  # whoever keeps the error does not keep the helpers, nor they the key
+        assert not parallel._helpers._turn.locked()
         with pytest.raises(ValueError, match="cannot reshape") as caught:
             list(results)
         errors.append(str(caught.value))
