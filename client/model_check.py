@@ -36,7 +36,8 @@ def check_model(
 ) -> CheckedModel:
     """What `train` will do with this model on records of this shape, in lots of about this size; random ones stand in.
 
-    shares: of the bound, as `shares_of` gives them. Raises ConfigError naming every module that mixes records, with its replacement.
+    shares: of the bound, as `shares_of` gives them.
+    Raises ConfigError naming every module that mixes records, with its replacement.
     """
     generator = torch.Generator().manual_seed(0)
     probes, answers = torch.randn(PROBES, *inputs, generator=generator), torch.zeros(PROBES, dtype=torch.int64)
