@@ -28,6 +28,8 @@ def lock(directory: Path, passphrase_file: Path) -> int:
         raise ConfigError(f"{place} lies in the site's own directory", "keep the passphrase on another disk")
     passphrase, key = read_passphrase(place), directory / "identity.key"
     secret = load_secret(key, None if is_open(key) else passphrase)
+    for leftover in [*directory.glob(".*.part"), *directory.glob("runs/*/.*.part")]:
+        leftover.unlink()  # of a write that a crash cut short: it may hold a secret as it was
     changed = _rewrite(directory, True, AtRest().load, AtRest.behind(secret).save)
     if is_open(key):
         save_secret(key, secret, passphrase)

@@ -138,6 +138,16 @@ def test_locking_and_unlocking_in_the_middle_of_a_run_changes_no_bit_of_the_mode
     assert np.array_equal(*models)
 
 
+def test_what_a_crash_left_of_an_unlocked_secret_goes_when_the_lock_is_put_on(tmp_path):
+    played = Coordinator.ready(tmp_path / "run")
+    directory, run = played.directories[ADLER], run_of(played).directory
+    secret = (run / "cohort-000001.key").read_bytes()
+    for place in (directory / ".identity.key.00ff.part", run / ".cohort-000001.key.00ff.part"):
+        place.write_bytes(secret)
+    lock(directory, passphrase_file(tmp_path / "usb"))
+    assert not [path for path in files(directory) if secret[-32:] in path.read_bytes()]
+
+
 @pytest.mark.parametrize("direction", ["lock", "unlock"])
 def test_stopped_anywhere_and_asked_again_it_is_done(tmp_path, direction):
     """Every state that a crash can leave: the files are written one after the other, each whole or not at all."""

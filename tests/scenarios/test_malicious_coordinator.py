@@ -532,6 +532,26 @@ def test_an_exchange_key_of_an_earlier_epoch_is_refused(due):
             assert (code, message) == ("TrustError", "an exchange key belongs to another epoch")
 
 
+def test_a_site_left_out_of_a_ceremony_installs_and_offers_nothing(due):
+    """Nor do the others go on alone once too few of them are left to reach the threshold."""
+    fewer = {name: due.coming[name] for name in (BIRKE, CEDAR)}
+    made = due.ask(BIRKE, "make_key", 2, {"joined": fewer}).hex()
+    code, message = due.refused(ADLER, "install_key", 2, {"joined": fewer, "made": made})
+    assert (code, message) == ("TrustError", "the coordinator shows another exchange key for this site")
+    assert due.refused(ADLER, "offer", 2)[0] == "ProtocolError"
+    for name in fewer:
+        due.ask(name, "install_key", 2, {"joined": fewer, "made": made})
+    offers = due.offers(2, fewer)
+    body = {
+        "model_hash": due.model_hash(BIRKE),
+        "offers": {name: offers[name]["offer"] for name in fewer},
+        "packages": {CEDAR: offers[CEDAR]["packages"][BIRKE]},
+    }
+    spent = len(due.site(BIRKE).ledger.entries)
+    assert due.refused(BIRKE, "train", 2, body)[0] == "CohortTooSmall"
+    assert len(due.site(BIRKE).ledger.entries) == spent
+
+
 def test_a_round_without_the_key_of_its_epoch_is_not_masked_trained_or_charged(due):
     spent = len(due.site(ADLER).ledger.entries)
     assert due.refused(ADLER, "offer", 2)[0] == "ProtocolError"
