@@ -17,7 +17,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from client.clipping_modes import BookKeeping, ClippedSum, Losses, OneByOne, Vectorised, cross_entropy, layers_of
+from client.clipped_sum import ClippedSum, Losses, cross_entropy, layers_of
+from client.clipping_modes import BookKeeping, OneByOne, Vectorised
 from common.errors import ConfigError
 
 PROBES = 3  # records for the check: enough that a mix-up of two shows

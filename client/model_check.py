@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from client.clipped_sum import owners
 from client.clipping import PROBES, clipped_sum_for
-from client.clipping_modes import BookKeeping, NotThisWay, OneByOne, owners
+from client.clipping_modes import BookKeeping, NotThisWay, OneByOne
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ def check_model(
 ) -> CheckedModel:
     """What `train` will do with this model on records of this shape, in lots of about this size; random ones stand in.
 
-    shares: of the bound, as `shares_of` gives them.
-    Raises ConfigError naming every module that mixes records, with its replacement.
+    shares: of the bound, as `shares_of` gives them. Raises ConfigError naming every module that mixes records, with
+    its replacement.
     """
     generator = torch.Generator().manual_seed(0)
     probes, answers = torch.randn(PROBES, *inputs, generator=generator), torch.zeros(PROBES, dtype=torch.int64)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.clipping_modes import ClippedSum
+from client.clipped_sum import ClippedSum
 from common.federation import PrivacySettings, TrainingSettings
 from common.randomness import Randomness
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from client.clipped_sum import ClippedSum
 from client.clipping import PROBES, clipped_sum_for, shares_of
-from client.clipping_modes import ClippedSum
 from client.descent import Descent
 from client.releases import AdaptiveClipping, Released, bounds_of, noised_sum
 from client.sampling import poisson_batch

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from client.clipped_sum import ClippedSum, layers_of
 from client.clipping import clipped_sum_for, refuse_mixing_modules, shares_of
-from client.clipping_modes import BookKeeping, ClippedSum, NotThisWay, OneByOne, Vectorised, layers_of
+from client.clipping_modes import BookKeeping, NotThisWay, OneByOne, Vectorised
 from common.errors import ConfigError
 
 RECORDS, CLASSES = 6, 3
