@@ -15,7 +15,7 @@ def add_commands(commands: Any) -> None:
     he.add_argument("--params", type=positive, default=1_000_000, help="numbers in a site's vector")
     he.add_argument("--sites", type=positive, default=8, help="sites that are summed")
     about, example = "a DP-SGD step against Opacus and plain SGD", "veilfed bench dp --device cpu"
-    dp = command(bench, "dp", _dp, show_rows, about, f"example: {example}")
+    dp = command(bench, "dp", _dp, _show_dp, about, f"example: {example}")
     dp.add_argument("--device", default="cpu", help="cpu, or cuda for large models as well")
     about, example = "a round against a bare loop and Flower on Ray", "veilfed bench simulate"
     command(bench, "simulate", _simulate, show_rows, about, f"example: {example}")
@@ -31,6 +31,11 @@ def _dp(chosen: argparse.Namespace) -> Mapping[str, Any]:
     from scenarios.bench.dp import run
 
     return run(chosen.device)
+
+
+def _show_dp(result: Mapping[str, Any]) -> str:
+    """Steps, then the parts that a step and its batch are made of."""
+    return f"{show_rows(result)}\n\n{show_rows({'rows': result['parts']})}"
 
 
 def _simulate(chosen: argparse.Namespace) -> Mapping[str, Any]:

@@ -1,7 +1,11 @@
 """Settings of training and privacy are checked at birth, and what does not go together is refused by name."""
 
+from typing import Literal
+
 import pytest
 
+from common.dp.cost import training_events
+from common.dp.events import PoissonGaussian
 from common.errors import ConfigError
 from common.federation import FederationSettings, Plan, PrivacySettings, TrainingSettings
 
@@ -66,6 +70,13 @@ def test_noise_in_shares_allows_one_plain_step_only(changed: dict[str, object]) 
     Plan(federation, training=TrainingSettings(local_steps=1), privacy=distributed)
     with pytest.raises(ConfigError, match=r"training.optimizer"):
         Plan(federation, training=TrainingSettings(local_steps=1, **changed), privacy=distributed)
+
+
+@pytest.mark.parametrize("clipping", ["flat", "per-layer", "adaptive"])
+def test_the_way_of_clipping_changes_nothing_about_the_cost(clipping: Literal["flat", "per-layer", "adaptive"]) -> None:
+    training = TrainingSettings(local_steps=7, sample_rate=0.3)
+    plan = Plan(training=training, privacy=PrivacySettings(clipping=clipping, noise_multiplier=1.7))
+    assert training_events(plan, cohort=5, summed=4) == (PoissonGaussian(1.7, 0.3, 7),)
 
 
 @pytest.mark.parametrize("mode", ["distributed", "site"])

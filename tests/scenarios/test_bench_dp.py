@@ -7,6 +7,7 @@ from client.clipping import clipped_sum_for
 from common.errors import ConfigError
 from scenarios.bench import dp
 from scenarios.bench.dp_models import WORKS
+from scenarios.cli import main
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,17 @@ def test_a_mode_that_fails_is_named_with_its_reason(monkeypatch: pytest.MonkeyPa
     found = dp.run(models=["mlp-105k"], seconds_per_model=0.1)
     assert [row["mode"] for row in found["rows"]] == ["sgd", "veilfed"]
     assert found["skipped"] == ["mlp-105k broken: ArithmeticError: no rule for this layer"]
+
+
+def test_noise_and_batch_are_measured_beside_their_references_and_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dp, "WORKS", {})
+    assert main(["bench", "dp"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("noise for 1,000,000, torch.normal", "Poisson batch of 256, DPDataLoader"):
+        assert part in shown
+    assert "ratio" in shown
 
 
 def test_an_unknown_model_is_refused() -> None:
