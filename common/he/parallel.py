@@ -192,6 +192,7 @@ class _Helper:
         return []
 
     def close(self) -> None:
+        self.ready = self.alive = False
         self.link.close()
         try:
             self._process.wait(_PATIENCE_SECONDS)
@@ -201,7 +202,6 @@ class _Helper:
 
     def _lost(self) -> list[_Place]:
         self.close()
-        self.ready = self.alive = False
         _log.warning("a helper process for encryption ended with %s; going on without it", self._process.returncode)
         held, self.busy = list(self.busy.values()), {}
         return held
@@ -283,8 +283,9 @@ def _spread(work: Work, task: bytes, pieces: Iterator[Piece], helpers: list[_Hel
             else:
                 return
     finally:
-        while any(helper.busy for helper in helpers):  # after an error, or when nobody wants the rest
-            for helper in select.select([helper for helper in helpers if helper.busy], [], [])[0]:
+        # after an error, or when nobody wants the rest
+        while working := [helper for helper in helpers if helper.busy and helper.alive]:
+            for helper in select.select(working, [], [])[0]:
                 helper.hear()
         for helper in told:
             helper.tell(_FORGET)

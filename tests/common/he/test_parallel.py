@@ -5,6 +5,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,9 @@ def test_results_keep_the_order_of_their_pieces_and_few_are_ahead_of_them():
     def task() -> bytes:
         return scheme._task(scheme._grow, COMPACT.scheme)
 
+    for helper in ready:  # the first piece is long in coming
+        os.kill(helper._process.pid, signal.SIGSTOP)
+        threading.Timer(1.0, os.kill, (helper._process.pid, signal.SIGCONT)).start()
     results = spread(scheme.work_on(task()), task, pieces(), 300)
     next(results)
     assert taken <= 1 + (parallel._SLOTS + 1) * (len(ready) + 1)
@@ -180,6 +184,16 @@ def test_what_a_helper_fails_at_raises_what_one_process_raises(monkeypatch):
     assert np.array_equal(open_sum(total.result(), COMPACT), vector)
 
 
+def test_what_helpers_cannot_do_is_done_by_this_process():
+    for helper in helpers():
+        assert helper.ready
+    seeds = [secrets.token_bytes(64) for _ in range(40)]
+    pieces = [Piece(1, 4096, seed) for seed in seeds]
+    work = scheme.work_on(scheme._task(scheme._grow, COMPACT.scheme))
+    results = list(spread(work, lambda: b"no such task", pieces, 40))
+    assert results == [work(piece) for piece in pieces]
+
+
 def test_no_secret_stands_in_arguments_environment_or_files_and_none_is_kept():
     secret = COMPACT.export_for_wrapping()
     found = helpers()
@@ -191,12 +205,12 @@ def test_no_secret_stands_in_arguments_environment_or_files_and_none_is_kept():
         assert secret.hex().encode() not in shown
         opened = {os.readlink(file) for file in place.joinpath("fd").iterdir()}
         assert all(name.startswith(("socket:", "/dev/null", "/memfd:")) for name in opened), opened
-    work = scheme.work_on(scheme._task(scheme._grow, COMPACT.scheme))
     assert secret not in scheme._task(scheme._grow, COMPACT.scheme)  # growing seeds needs no key, and gets none
+    piece = Piece(1, 4096, bytes(8 * 4096))
+    scheme.work_on(scheme._task(scheme._encrypt, COMPACT))(piece)  # the key is all that it takes
     (helper, _) = found
-    helper.take(place := parallel._Place(Piece(1, 4096, bytes(64))))  # the last task was taken back
-    assert helper.hear() == [place]
-    assert work(place.piece)
+    helper.take(place := parallel._Place(piece))
+    assert helper.hear() == [place]  # and that was taken back when the vector was done
 
 
 _PARENT = """
