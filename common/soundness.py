@@ -45,6 +45,12 @@ def _unsound(plan: "Plan") -> Iterator[tuple[str, str, str]]:
             "allowed: none; a share of noise is equal in all coordinates: use encryption.largest or encryption.rotate",
             _SHARES,
         )
+    if privacy.in_shares and encryption.rounding != "stochastic":
+        yield (
+            f"encryption.rounding = {encryption.rounding!r}",
+            "allowed: 'stochastic'; a share of noise is rounded with the value, and no rounding is tried again",
+            _SHARES,
+        )
     if privacy.mode == "distributed" and training.local_steps != 1:
         yield (
             f"training.local_steps = {training.local_steps}",

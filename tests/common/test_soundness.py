@@ -24,6 +24,7 @@ SHARED = {
         (["privacy.mode=site", "encryption.preset=none"], "encryption.preset = 'none'", "2102.06387"),
         (["privacy.colluding=4"], "privacy.colluding = 4", "2102.06387"),
         (["encryption.layer_scales=[1.0]"], "encryption.layer_scales", "2102.06387"),
+        (["encryption.rounding=conditional"], "encryption.rounding = 'conditional'", "2102.06387"),
         (["privacy.mode=site", "metrics.every=1"], "metrics.every = 1", "1710.06963"),
     ],
 )
