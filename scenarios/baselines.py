@@ -5,10 +5,11 @@ what a simulation may know and a real consortium would not.
 """
 
 from dataclasses import replace
+from typing import Literal
 
 from client.datasets import Records
 from client.train import train
-from common.federation import Plan
+from common.federation import Plan, require
 from common.model_state import ModelState, advance
 from common.models import build, load_parameters, parameters_of
 from common.randomness import Randomness
@@ -22,8 +23,16 @@ def non_private(plan: Plan, sites: list[Records]) -> ModelState:
 
 
 def alone(plan: Plan, site: Records) -> ModelState:
-    """One site's model, trained alone with the same steps, the same noise and so the same budget."""
-    return _rounds(plan, [site])
+    """One site's model, trained alone with the same steps, the same noise and so the same budget.
+
+    Nobody shares the noise of a site alone: with `distributed` it adds all of it itself. Where whole sites are what is
+    protected, one alone has no model to give. Raises ConfigError for that mode.
+    """
+    require(
+        plan.privacy.mode != "site", "privacy.mode", plan.privacy.mode, "local, distributed, none, for a site alone"
+    )
+    mode: Literal["local", "none"] = "none" if plan.privacy.mode == "none" else "local"
+    return _rounds(replace(plan, privacy=replace(plan.privacy, mode=mode)), [site])
 
 
 def _rounds(plan: Plan, sites: list[Records]) -> ModelState:

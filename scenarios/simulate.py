@@ -142,7 +142,11 @@ def _baselines(observer: Observer) -> dict[str, Any]:
     pooled, plan = observer.pooled, observer.plan
     return {
         "non_private": observer.score(baselines.non_private(plan, list(training.values())), pooled),
-        "alone": {name: observer.score(baselines.alone(plan, part), pooled) for name, part in training.items()},
+        "alone": {
+            name: observer.score(baselines.alone(plan, part), pooled)
+            for name, part in training.items()
+            if plan.privacy.mode != "site"
+        },
     }
 
 
