@@ -1,6 +1,6 @@
-"""Repeat a simulation over splits of its data: `python -m scenarios.repeat NAME RUNS [KEY=VALUE ...]`.
+"""Repeat a simulation over splits of its data: `python -m scenarios.repeat NAME RUNS RESULT [KEY=VALUE ...]`.
 
-The figures in `results/` come from here; each file names the command that wrote it.
+The figures in `results/RESULT.json` come from here; each file names the command that wrote it.
 """
 
 import json
@@ -43,9 +43,10 @@ def repeat(name: str, runs: int, overrides: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    name, runs, *overrides = sys.argv[1:]
-    result = {"command": f"python -m scenarios.repeat {' '.join(sys.argv[1:])}", **repeat(name, int(runs), overrides)}
-    path = _HERE / "results" / f"{name}.json"
+    name, runs, file, *overrides = sys.argv[1:]
+    told = [word for word in sys.argv[1:] if not word.startswith("data.directory=")]  # a place on this machine
+    result = {"command": f"python -m scenarios.repeat {' '.join(told)}", **repeat(name, int(runs), overrides)}
+    path = _HERE / "results" / f"{file}.json"
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps(result, indent=1, sort_keys=True).encode() + b"\n", mode=0o644)
     print(path)
