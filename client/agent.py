@@ -10,6 +10,7 @@ from client.round import joined
 from client.runs import SiteRun
 from client.site import Site
 from common.errors import FederationError, ProtocolError, TrustError
+from common.files import exclusive
 from common.roster import COORDINATOR
 from common.wire import Envelope, Kind, decode, encode, to_json
 
@@ -29,7 +30,13 @@ def answer(site: Site, action: str, data: bytes) -> Answer:
 
     Whatever goes wrong on purpose becomes a signed refusal with a reason code, never silence, and is in the site's
     audit log before it is said; anything else is a bug of ours and propagates.
+    Orders take turns, whichever thread or process brings them: what was checked must still hold when it is acted on.
     """
+    with exclusive(site.directory / "turn"):
+        return _answer(site, action, data)
+
+
+def _answer(site: Site, action: str, data: bytes) -> Answer:
     order = None
     try:
         order = decode(data, site.roster.public_key_of)
@@ -87,9 +94,7 @@ def _act(site: Site, action: str, order: Envelope) -> Answer:
             data, seconds = local_round.apply_aggregate(site, order)
             run = joined(site, order)
             return Answer(data, _declared(run, {"open_s": seconds, "epsilon": local_round.spent(site, run)}))
-        case "agree", Kind.ORDER:
-            return Answer(local_round.agree(site, order))
-        case (("unmask" | "stand_in"), Kind.ORDER):
+        case (("agree" | "unmask" | "stand_in"), Kind.ORDER):
             return Answer(getattr(masking, action)(site, joined(site, order), order))
         case "release", Kind.ORDER:
             return Answer(local_round.release(site, order))

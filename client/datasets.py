@@ -6,10 +6,11 @@ A loader is `package.module:function`, called as `function(site, **options)`. It
 
 import csv
 import gzip
+import hashlib
 import importlib
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from numpy.typing import ArrayLike, NDArray
 from client.tables import ADULT, ADULT_COLUMNS, HEART, HEART_SITES, Column, Schema
 from common.errors import ConfigError, FederationError
 
+_LARGEST_FEATURE = 1e12  # so that no single record makes a gradient's norm overflow, which would show that it is there
+
 
 @dataclass(frozen=True, eq=False)
 class Records:
     """One site's records, checked at birth and hidden from `repr`.
 
-    features: (n, *inputs) float32, finite.   labels: (n,) int64, each >= 0.
+    features: (n, *inputs) float32, of magnitude 1e12 at most.   labels: (n,) int64, each >= 0.
     groups: protected attributes by name, (n,) each; for fairness reports, never a training input by themselves.
     reserved: (n,) bool, the records that the data set's publisher set aside for testing; all False if nobody did.
     """
@@ -48,8 +51,8 @@ class Records:
         for name, values in {"features": features, **groups, "reserved": reserved}.items():
             if len(values) != len(labels):
                 raise ConfigError(f"{len(labels)} labels but {len(values)} rows of {name}")
-        if not np.isfinite(features).all():
-            raise ConfigError("features hold NaN or infinite values")
+        if not (np.abs(features) <= _LARGEST_FEATURE).all():  # NaN fails too
+            raise ConfigError(f"features hold NaN, infinite values, or magnitudes beyond {_LARGEST_FEATURE:g}")
         if labels.dtype.kind not in "iu" or (labels < 0).any():
             raise ConfigError("labels must be whole numbers, 0 or more")
         for name, value in (("features", features), ("labels", labels.astype(np.int64)), ("groups", groups)):
@@ -90,17 +93,26 @@ def _resolve(loader: str) -> Callable[..., Any]:
 def split(records: Records, holdout: float, seed: int) -> tuple[Records, Records]:
     """Train and holdout records, the same for the same seed on every machine.
 
-    Every record is held out with chance `holdout` by its own coin, so adding one at the end moves no other.
+    Every record is held out with chance `holdout` by a coin that follows from `seed` and the record itself, so that
+    adding or removing one moves no other: neighbouring data sets have neighbouring parts. Equal records share a coin.
     Where the publisher reserved records for testing, exactly those are held out, whatever `holdout` says.
     """
     if not 0 <= holdout < 1:
         raise ConfigError(f"data.holdout = {holdout!r} is not possible", "allowed: 0 up to, not including, 1")
     held = records.reserved
     if not held.any():
-        held = np.random.default_rng(seed).random(len(records)) < holdout
+        held = np.array([coin < holdout for coin in _coins(records, seed)], bool)
     if held.all():
         raise ConfigError(f"data.holdout = {holdout!r} leaves no record to train on, of {len(records)}")
     return records.subset(~held), records.subset(held)
+
+
+def _coins(records: Records, seed: int) -> Iterator[float]:
+    """For every record a number that is uniform in [0, 1) over the seeds."""
+    for features, label in zip(records.features, records.labels, strict=True):
+        content = features.astype("<f4").tobytes() + label.astype("<i8").tobytes()
+        digest = hashlib.blake2b(content, digest_size=8, key=f"veilfed.holdout.v1|{seed}".encode()).digest()
+        yield int.from_bytes(digest, "big") / 2.0**64
 
 
 def read_heart(path: Path, site: str | None = None) -> Records:

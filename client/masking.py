@@ -26,7 +26,6 @@ from common.masking import (
     names,
     package_context,
     require_agreement,
-    share_threshold,
     split_package,
 )
 from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, to_json
@@ -41,7 +40,7 @@ def offer(site: Site, run: SiteRun, number: int) -> dict[str, Any]:
     run.at_rest.save(run.directory / f"masks-{number:06d}", self_seed + mask_key.private_bytes())
     epoch, keepers = run.plan.encryption.epoch_of(number), holders(run.cohort, site.name)
     peers, exchange_key = run.peers(epoch), run.exchange_key(epoch)
-    threshold = share_threshold(run.plan.encryption, run.cohort)
+    threshold = run.plan.encryption.share_threshold_of(len(run.cohort))
     seed_shares = split_secret(self_seed, threshold, keepers)
     key_shares = split_secret(mask_key.private_bytes(), threshold, keepers)
     packages = {

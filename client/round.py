@@ -5,7 +5,7 @@ Every function takes the site and a verified order and returns what may leave. T
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -19,11 +19,10 @@ from client.runs import SiteRun, signed_answer
 from client.site import Site
 from client.train import Trained, train
 from common.config import fill
-from common.dp.cost import planned_events, round_events
+from common.dp.cost import noise_shares, planned_events, round_events
 from common.dp.events import DpEvent
-from common.dp.noise_shares import NoiseShares
 from common.encoding import Encoding, public_scale
-from common.errors import InvalidUpdate, ProtocolError, TrustError, WrongRound
+from common.errors import InvalidUpdate, PrivacyError, ProtocolError, TrustError, UnknownEvent, WrongRound
 from common.evaluators.counts import tally
 from common.federation import ModelSettings, Plan
 from common.he.packing import Integers
@@ -33,7 +32,7 @@ from common.masking import Published, names
 from common.model_state import ModelState, advance
 from common.models import build, layer_sizes, load_parameters, parameters_of, predict
 from common.updates import clip
-from common.wire import Envelope, Kind, encode, from_json, plan_hash, table
+from common.wire import Envelope, Kind, digest, encode, from_json, plan_hash, table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,6 +61,8 @@ def join(site: Site, order: Envelope) -> bytes:
         raise TrustError("the cohort lists sites that are not on the roster, or one twice, or leaves this one out")
     records, held_out = site.training_records, site.held_out_records
     consent(site.settings.policy, plan, cohort, len(records))
+    if plan.privacy.in_shares:
+        noise_shares(plan, len(cohort))
     largest_label = max(records.labels.max(), held_out.labels.max(initial=0))
     if records.features.shape[1:] != plan.model.inputs or largest_label >= plan.model.classes:
         raise ProtocolError("the plan's model.inputs or model.classes do not fit this site's records")
@@ -88,10 +89,11 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
     """offers -> records -> DP training -> charge -> clip, encode -> mask -> encrypt -> seal -> on disk -> out."""
     run = joined(site, order)
     state, number = run.state(), order.round_number
-    if kept := run.sealed_update(number):
-        return SealedUpdate(kept, 0.0, 0.0, site.ledger.epsilon)
+    if kept := _kept(site, run, number):
+        return kept
     if number != state.round_number + 1:
         raise WrongRound(f"asked to train round {number}, this site has applied {state.round_number}")
+    _refuse_second_release(site, run, number)
     if from_json(order.body).get("model_hash") != state.model_hash.hex():
         raise TrustError("the coordinator expects another model than the one this site holds")
     masking.accept_offers(site, run, order)
@@ -113,6 +115,7 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
     body = encrypt(values, run.cohort_key(run.plan.encryption.epoch_of(number)), masks).encode(state.model_hash)
     data = encode(Envelope(Kind.UPDATE, run.run, number, run.plan_hash, site.name, body), site.identity)
     run.keep_sealed_update(number, data)
+    _mark_sealed(site, run, number, data)
     return SealedUpdate(data, seconds, encrypt_seconds + time.perf_counter() - started, spent(site, run))
 
 
@@ -121,11 +124,12 @@ def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
     run, number = joined(site, order), order.round_number
     if run.plan.encryption.preset != "none":
         raise ProtocolError("the plan encrypts updates; a readable one is never sent")
-    if number < 1:
-        raise WrongRound("rounds are counted from 1")
+    if number < 1 or not run.plan.trains(number):
+        raise WrongRound(f"round {number} of a plan that trains in rounds 1 to {run.plan.federation.rounds}")
     private = run.plan.privacy.mode != "none"
-    if private and (kept := run.sealed_update(number)):
-        return SealedUpdate(kept, 0.0, 0.0, site.ledger.epsilon)
+    if private and (kept := _kept(site, run, number)):
+        return kept
+    _refuse_second_release(site, run, number)
     if len(order.body) % 4:
         raise InvalidUpdate("the model in the order is no vector of float32")
     model = np.frombuffer(order.body, "<f4")
@@ -137,6 +141,7 @@ def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
     data = encode(envelope)
     if private:
         run.keep_sealed_update(number, data)
+        _mark_sealed(site, run, number, data)
     return SealedUpdate(data, trained.seconds, 0.0, spent(site, run))
 
 
@@ -178,17 +183,6 @@ def count_and_charge(site: Site, run: SiteRun, number: int, state: ModelState, b
     return run.metrics_code.encode(counts, normal)
 
 
-def agree(site: Site, order: Envelope) -> bytes:
-    """This site's signature under one list and sum of the round; what was reserved for it is settled for that list."""
-    run, number = joined(site, order), order.round_number
-    answer = masking.agree(site, run, order)
-    if run.plan.privacy.in_shares:
-        summed = len(names(from_json(order.body), "received"))
-        for purpose, events in round_events(run.plan, number, len(run.cohort), summed).items():
-            site.ledger.settle(run.run.hex(), number, events, purpose)
-    return answer
-
-
 def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
     """Aggregate -> opened, applied -> answer {round, model hash, counts in it}, and the seconds it took to open."""
     run = joined(site, order)
@@ -201,6 +195,7 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
         started = time.perf_counter()
         masks = masking.masks_in(site, run, order, published)
         layout, key = run.layout(number), run.cohort_key(run.plan.encryption.epoch_of(number))
+        _settle(site, run, number, published.sites)
         total = open_published(published, layout.length, key, masks)
         if layout.counts:
             run.keep_counts(number, total[layout.update :])
@@ -211,9 +206,9 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
         else:
             state = replace(state, round_number=number)
         run.keep_state(state)
-        masking.forget(run, number)
     elif number != state.round_number:
         raise WrongRound(f"the aggregate is of round {number}, this site has applied {state.round_number}")
+    masking.forget(run, number)
     run.destroy_keys()
     counts = run.counts(number) if "metrics" in run.plan.federation.public else []
     return _position(site, run, {"counts": counts} if counts else {}), seconds
@@ -290,10 +285,45 @@ def _require_budget(site: Site, run: SiteRun, number: int, bill: Bill) -> None:
 
 
 def _charge(site: Site, run: SiteRun, number: int, bill: Bill, purpose: str) -> None:
-    if purpose in bill and not _paid(site, run, number, purpose):
+    if run.plan.privacy.mode == "none":
+        return
+    if purpose not in bill:
+        raise UnknownEvent(f"nobody has said what {purpose} of round {number} costs")
+    if not _paid(site, run, number, purpose):
         privacy = run.plan.privacy
-        premise = str(NoiseShares(len(run.cohort), privacy.colluding)) if privacy.in_shares else ""
+        premise = str(noise_shares(run.plan, len(run.cohort))) if privacy.in_shares else ""
         site.ledger.charge(run.run.hex(), number, bill[purpose], purpose, premise)
+
+
+def _settle(site: Site, run: SiteRun, number: int, summed: Sequence[str]) -> None:
+    """Now that enough sites have signed the one list there is: what was reserved is paid for that list.
+
+    A site that is not on it stays charged for the worst: its update may still turn up somewhere.
+    """
+    if run.plan.privacy.in_shares and site.name in summed:
+        for purpose, events in round_events(run.plan, number, len(run.cohort), len(summed)).items():
+            site.ledger.settle(run.run.hex(), number, events, purpose)
+
+
+def _kept(site: Site, run: SiteRun, number: int) -> SealedUpdate | None:
+    """What this site has sealed in that round, if it has: the same bytes again."""
+    kept = run.sealed_update(number)
+    if kept is None:
+        return None
+    _mark_sealed(site, run, number, kept)
+    return SealedUpdate(kept, 0.0, 0.0, spent(site, run))
+
+
+def _refuse_second_release(site: Site, run: SiteRun, number: int) -> None:
+    """Raises PrivacyError when the ledger knows of an update that is not here any more: another would be free."""
+    if run.plan.privacy.mode != "none" and site.ledger.sealed(run.run.hex(), number):
+        raise PrivacyError(f"round {number} has left this site once, and what was sent is no longer here")
+
+
+def _mark_sealed(site: Site, run: SiteRun, number: int, data: bytes) -> None:
+    """In the ledger before it is sent, as the run's directory may be lost or put back to an older state."""
+    if run.plan.privacy.mode != "none":
+        site.ledger.seal(run.run.hex(), number, digest(data).hex())
 
 
 def _paid(site: Site, run: SiteRun, number: int, purpose: str) -> bool:

@@ -58,7 +58,7 @@ class Encoding:
         settings, largest = plan.encryption, public_scale(plan, layers)
         seed = _ROTATION + run + round_number.to_bytes(4, "big") if settings.rotate else None
         share = noise_share(plan, cohort)
-        grid = NoiseGrid(bits, float(np.max(largest)), share) if share else None
+        grid = NoiseGrid(bits, float(np.max(largest)), share) if plan.privacy.in_shares else None
         return cls(bits, settings.rounding == "conditional", largest, seed, grid)
 
     def encode(self, update: Clipped, randomness: Randomness) -> NDArray[np.int64]:

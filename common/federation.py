@@ -8,6 +8,7 @@ from typing import Literal
 from common.errors import ConfigError
 from common.soundness import refuse_unsound
 
+MOST_HOLDERS = 16  # sites that keep shares of one site's secrets: see `common/masking.py`
 _MOST_TIMES = 100_000  # a plan is somebody else's word: how long it can keep a site busy is bounded
 
 
@@ -215,6 +216,10 @@ class EncryptionSettings:
             self.layer_scales,
             "without rotate, which mixes the layers, and without largest, which it replaces",
         )
+
+    def share_threshold_of(self, sites: int) -> int:
+        """How many holders of shares give a vanished site's secret back: `threshold`, or its like of MOST_HOLDERS."""
+        return self.threshold_of(sites) if sites <= MOST_HOLDERS else EncryptionSettings().threshold_of(MOST_HOLDERS)
 
     def threshold_of(self, sites: int) -> int:
         """For a cohort of that many sites. Over half of them, so that two lists can never both be agreed on."""

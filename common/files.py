@@ -1,8 +1,10 @@
 """Files that are there whole or not at all, whatever stops the machine."""
 
+import fcntl
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -25,6 +27,17 @@ def write_atomically(path: Path, data: bytes | Sequence[bytes | memoryview], mod
         beside.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """One holder at a time among all threads and processes that name `path`; the others wait. Not to be nested."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # gives up the lock as well
 
 
 def sync_directory(directory: Path) -> None:

@@ -18,11 +18,9 @@ from functools import cached_property
 from typing import Any
 
 from common.errors import ProtocolError, TrustError, WireError
-from common.federation import EncryptionSettings
+from common.federation import MOST_HOLDERS
 from common.he.shares import SHARE_BYTES
 from common.wire import Envelope, Kind, digest, from_hex, from_json, to_json
-
-_HOLDERS = 16
 
 
 @dataclass(frozen=True)
@@ -140,18 +138,11 @@ def holders(cohort: Sequence[str], owner: str) -> tuple[str, ...]:
 
     Shares cost their number squared, at every site and round. Reference: Bell et al., CCS 2020, ePrint 2020/704.
     """
-    if len(cohort) <= _HOLDERS:
+    if len(cohort) <= MOST_HOLDERS:
         return tuple(sorted(cohort))
     ring = sorted(cohort)
     place = ring.index(owner)
-    return tuple(sorted((ring + ring)[place : place + _HOLDERS]))
-
-
-def share_threshold(settings: EncryptionSettings, cohort: Sequence[str]) -> int:
-    """How many holders give a vanished site's secret back: the plan's threshold, or its like among the holders."""
-    if len(cohort) <= _HOLDERS:
-        return settings.threshold_of(len(cohort))
-    return EncryptionSettings().threshold_of(_HOLDERS)
+    return tuple(sorted((ring + ring)[place : place + MOST_HOLDERS]))
 
 
 def mask_context(run: bytes, round_number: int, model_hash: str) -> bytes:

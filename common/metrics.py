@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.dp.noise_shares import NoiseGrid, NoiseShares
+from common.dp.cost import noise_shares
+from common.dp.noise_shares import NoiseGrid
 from common.evaluators.counts import Counts, sensitivity
 from common.federation import Plan
 
@@ -27,7 +28,7 @@ class MetricsCode:
         """Raises ConfigError when the noise is too small for the integers that must carry it."""
         total = plan.metrics.noise_multiplier * sensitivity(plan.model.classes) if plan.privacy.mode != "none" else 0.0
         if plan.privacy.in_shares:
-            total = NoiseShares(cohort, plan.privacy.colluding).share(total)
+            total = noise_shares(plan, cohort).share(total)
         code = cls(bits, plan.metrics.largest_count, total)
         if total:
             code._grid()

@@ -14,7 +14,7 @@ import tomli_w
 from client.policy import SitePolicy
 from client.site import Site, SiteData, SiteSettings
 from common.config import fill, to_table
-from common.dp.cost import calibrated
+from common.dp.cost import calibrated, noise_shares
 from common.encoding import public_scale
 from common.errors import ConfigError
 from common.federation import Plan, require
@@ -150,4 +150,6 @@ def _fitted(simulation: Simulation, sites: list[Site]) -> Plan:
             privacy = calibrated(simulation.plan, len(sites)).privacy
     plan = replace(simulation.plan, model=model, privacy=privacy)
     public_scale(plan, layer_sizes(build(model)))
+    if plan.privacy.in_shares:
+        noise_shares(plan, len(sites))
     return plan

@@ -83,7 +83,10 @@ class KeyRelay:
     def _note(self, site: str, answer: str) -> None:
         """Keep what a site announced for an epoch whose key is not made yet; nonsense is as good as nothing."""
         try:
-            said = from_json(self._read(answer).body)
+            envelope = self._read(answer)
+            if (envelope.kind, envelope.run, envelope.plan) != (Kind.ANSWER, self.store.run, self.store.plan_hash):
+                return
+            said = from_json(envelope.body)
             epoch = said.get("epoch")
             ExchangeKey.generate().agree(from_hex(said.get("exchange")), b"")
         except FederationError:

@@ -1,5 +1,6 @@
 """The coordinator's side of the wire: which Flower node is which site, what was sent, what came back."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -51,7 +52,7 @@ def incoming(message: Message, roster: Roster) -> Reply:
     try:
         data = message.content["veilfed"]["envelope"].data
         public = message.content.get("public", {})
-        metrics = {key: float(value) for key, value in public.items()}
+        metrics = {key: float(value) for key, value in public.items() if math.isfinite(value)}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ProtocolError("the reply holds no envelope") from None
     return Reply(decode(data, roster.public_key_of), data, metrics)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import FederationError, TrustError
-from common.masking import Offer, Opening, Published, agrees, holders, mask_context, share_threshold
+from common.masking import Offer, Opening, Published, agrees, holders, mask_context
 from common.roster import COORDINATOR
 from common.wire import Bytes, Envelope, Kind, decode, digest, encode, from_hex, from_json, to_json
 from server.links import Links, Reply
@@ -57,7 +57,7 @@ class MaskRelay:
         if silent := silent_sites(offers, received, revealed):
             shares = self._bodies("stand_in", number, list(agreed), {**shown, "silent": silent})
         context = mask_context(self.store.run, number, version)
-        threshold = share_threshold(self.store.plan.encryption, self.store.roster.sites)
+        threshold = self.store.plan.encryption.share_threshold_of(len(self.store.roster.sites))
         lifting = lift(context, threshold, offers, received, revealed, shares)
         return Published(opening.sites, tuple(shown["agreed"]), lifting, total)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from common.dp.accounting import calibrate_noise
 from common.dp.events import DpEvent, Gaussian, PoissonGaussian
 from common.dp.noise_shares import NoiseShares
-from common.federation import Plan
+from common.federation import Plan, require
 
 
 def training_events(plan: Plan, cohort: int, summed: int) -> tuple[DpEvent, ...]:
@@ -77,8 +77,20 @@ def noise_share(plan: Plan, cohort: int) -> float:
     reach = 2 * privacy.max_update_norm
     if privacy.mode == "distributed":
         reach = privacy.max_grad_norm * training.learning_rate / training.lot_size
-    return NoiseShares(cohort, privacy.colluding).share(privacy.noise_multiplier * reach)
+    return noise_shares(plan, cohort).share(privacy.noise_multiplier * reach)
+
+
+def noise_shares(plan: Plan, cohort: int) -> NoiseShares:
+    """Who adds what. Raises ConfigError for more colluding sites than the masks hold out against.
+
+    With threshold t of n sites there is one list to sign only while c < 2t - n of them collude, and c sites must not be
+    able to rebuild another's masks from their own shares of them (`common/masking.py`).
+    """
+    settings, colluding = plan.encryption, plan.privacy.colluding
+    most = min(2 * settings.threshold_of(cohort) - cohort, settings.share_threshold_of(cohort)) - 1
+    require(colluding <= most, "privacy.colluding", colluding, f"1 to {most} with {cohort} sites and this threshold")
+    return NoiseShares(cohort, colluding)
 
 
 def _left(plan: Plan, cohort: int, summed: int) -> float:
-    return NoiseShares(cohort, plan.privacy.colluding).left(summed) if plan.privacy.in_shares else 1.0
+    return noise_shares(plan, cohort).left(summed) if plan.privacy.in_shares else 1.0

@@ -62,6 +62,7 @@ class Ledger:
         self._seen = 0  # entries of the log that the fields below tell of
         self._charges: dict[tuple[str, int, str], Charge] = {}
         self._settled: set[tuple[str, int, str]] = set()
+        self._sealed: dict[tuple[str, int], str] = {}
         self._update()
         if not self._seen:
             raise TrustError(f"{log.path} is empty: not a ledger")
@@ -181,6 +182,26 @@ class Ledger:
             self._log.append({**_charge_to_dict(charge), "kind": "settle"})
             self._update()
 
+    def sealed(self, run: str, round_number: int) -> str | None:
+        """SHA-256, hexadecimal, of the one message that was made of that round's charges; None before there is one."""
+        return self._sealed.get((run, round_number))
+
+    def seal(self, run: str, round_number: int, sha256: str) -> None:
+        """Note, on disk before this returns, what has been made and may now be sent; asked again, nothing happens.
+
+        Raises PrivacyError when that round was not paid for, or when something else was made of it before.
+        """
+        with self._log.exclusive():
+            self._update()
+            if self._sealed.get((run, round_number)) == sha256:
+                return
+            if (run, round_number) in self._sealed:
+                raise PrivacyError(f"another release of round {round_number} of run {run} has been made before")
+            if not any(key[:2] == (run, round_number) for key in self._charges):
+                raise PrivacyError(f"nothing of round {round_number} of run {run} was ever charged")
+            self._log.append({"kind": "sealed", "run": run, "round": round_number, "sha256": sha256})
+            self._update()
+
     def to_report(self) -> dict[str, object]:
         """What `veilfed site ledger show --json` prints."""
         return {
@@ -228,6 +249,11 @@ class Ledger:
                     raise ValueError("settles what was not reserved, or was settled before")
                 self._charges[charge.key] = charge
                 self._settled.add(charge.key)
+            case "sealed" if self._seen:
+                place = (str(record["run"]), int(record["round"]))
+                if place in self._sealed:
+                    raise ValueError("sealed before")
+                self._sealed[place] = str(record["sha256"])
             case kind:
                 raise ValueError(f"{kind} does not belong here")
 

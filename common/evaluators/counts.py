@@ -35,9 +35,10 @@ def sensitivity(classes: int) -> float:
 def tally(probabilities: ArrayLike, labels: ArrayLike) -> Counts:
     """(size,): the counts of these predictions.
 
-    probabilities: (n, classes).   labels: (n,), 0 to classes - 1; n may be 0.
+    probabilities: (n, classes); what is no number counts as 0, so that no record can stop a site by its predictions.
+    labels: (n,), 0 to classes - 1; n may be 0.
     """
-    rows, label = np.asarray(probabilities, np.float64), np.asarray(labels, np.int64)
+    rows, label = np.nan_to_num(np.asarray(probabilities, np.float64)), np.asarray(labels, np.int64)
     if rows.ndim != 2 or rows.shape[1] < 2 or label.shape != (len(rows),):
         raise ConfigError(f"needs probabilities (n, classes) and labels (n,), got {rows.shape} and {label.shape}")
     if not ((label >= 0) & (label < rows.shape[1])).all():

@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import cast
 
 from common.errors import ConfigError
@@ -141,7 +142,7 @@ class _Helper:
             os.ftruncate(memory, _SLOTS * _SLOT_BYTES)
             self._shared = mmap.mmap(memory, _SLOTS * _SLOT_BYTES)
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and code
-                [sys.executable, "-c", _HELPER, str(theirs.fileno()), str(memory)],
+                [sys.executable, "-P", "-c", _HELPER, str(theirs.fileno()), str(memory)],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -180,7 +181,7 @@ class _Helper:
         except OSError:
             said = b""
         if not said:
-            return self._lost()
+            return self.give_up()
         if said == _READY:
             self.ready = True
             return []
@@ -200,7 +201,8 @@ class _Helper:
             self._process.kill()
             self._process.wait()
 
-    def _lost(self) -> list[_Place]:
+    def give_up(self) -> list[_Place]:
+        """It is gone, or stuck. Returns what it held, for this process to do itself."""
         self.close()
         _log.warning("a helper process for encryption ended with %s; going on without it", self._process.returncode)
         held, self.busy = list(self.busy.values()), {}
@@ -255,9 +257,12 @@ def _spread(work: Work, task: bytes, pieces: Iterator[Piece], helpers: list[_Hel
     told: set[_Helper] = set()
 
     def listen(seconds: float) -> None:
-        for helper in select.select([helper for helper in helpers if helper.alive], [], [], seconds)[0]:
-            for place in helper.hear():
-                place.result = work(place.piece)
+        spoke = select.select([helper for helper in helpers if helper.alive], [], [], seconds)[0]
+        stuck = [] if spoke or not seconds else [helper for helper in helpers if helper.busy and helper.alive]
+        for place in chain.from_iterable(
+            [*(helper.hear() for helper in spoke), *(helper.give_up() for helper in stuck)]
+        ):
+            place.result = work(place.piece)
 
     def next_place() -> _Place | None:
         piece = next(pieces, None) if len(places) < most else None
@@ -285,7 +290,10 @@ def _spread(work: Work, task: bytes, pieces: Iterator[Piece], helpers: list[_Hel
     finally:
         # after an error, or when nobody wants the rest
         while working := [helper for helper in helpers if helper.busy and helper.alive]:
-            for helper in select.select(working, [], [])[0]:
+            spoke = select.select(working, [], [], _PATIENCE_SECONDS)[0]
+            for helper in spoke:
                 helper.hear()
+            for helper in [] if spoke else working:
+                helper.give_up()
         for helper in told:
             helper.tell(_FORGET)

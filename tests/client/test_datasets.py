@@ -114,7 +114,23 @@ def test_a_new_record_moves_no_other_between_train_and_holdout():
 
 def test_split_is_the_same_on_every_machine():
     places = Records(np.zeros((12, 1)), np.arange(12))
-    assert split(places, 0.3, 0)[1].labels.tolist() == [1, 2, 3, 11]
+    assert split(places, 0.3, 0)[1].labels.tolist() == [2, 4, 6, 10]
+
+
+@given(st.integers(0, 29), st.integers(0, 100))
+def test_a_record_less_moves_no_other_record(gone, seed):
+    """Else one record's presence would show in what all others are used for, which no accounting covers."""
+    records = some_records(30)
+    left = records.subset(np.arange(30) != gone)
+    for whole, part in zip(split(records, 0.4, seed), split(left, 0.4, seed), strict=True):
+        kept = [row for row in whole.features.tolist() if row != records.features[gone].tolist()]
+        assert part.features.tolist() == kept
+
+
+def test_the_held_out_share_is_as_asked():
+    """10,000 records, false alarm below 1e-9."""
+    records = Records(np.random.default_rng().normal(size=(10_000, 2)), np.zeros(10_000, np.int64))
+    assert abs(len(split(records, 0.3, 5)[1]) - 3000) < 6.1 * (10_000 * 0.21) ** 0.5
 
 
 def test_no_holdout_keeps_everything_for_training():

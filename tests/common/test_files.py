@@ -62,3 +62,27 @@ def test_the_bytes_are_on_disk_before_the_name_and_the_name_before_the_return(
     monkeypatch.setattr(os, "replace", replace_seen)
     write_atomically(tmp_path / "head", b"x")
     assert steps == ["bytes", "name", "directory"]
+
+
+def test_one_holder_at_a_time(place: Path):
+    """Many threads add one to a number, reading long before they write: with turns, none is lost."""
+    import threading
+    import time
+
+    from common.files import exclusive
+
+    counted = [0]
+
+    def add() -> None:
+        for _ in range(5):
+            with exclusive(place / "turn"):
+                seen = counted[0]
+                time.sleep(0.001)
+                counted[0] = seen + 1
+
+    threads = [threading.Thread(target=add) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counted == [40]

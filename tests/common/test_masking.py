@@ -29,7 +29,6 @@ from common.masking import (
     names,
     package_context,
     require_agreement,
-    share_threshold,
     split_package,
 )
 from common.wire import Envelope, Kind, from_json, to_json
@@ -109,7 +108,7 @@ def test_every_site_has_enough_holders_and_no_ten_of_them_rebuild_a_secret(sites
         assert owner in kept
         assert len(set(kept)) == len(kept) == min(sites, 16)
         assert list(kept) == sorted(kept)
-    threshold = share_threshold(EncryptionSettings(), cohort)
+    threshold = EncryptionSettings().share_threshold_of(len(cohort))
     assert threshold == (11 if sites > 16 else 2 * sites // 3 + 1)
 
 

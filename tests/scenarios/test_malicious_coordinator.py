@@ -39,11 +39,19 @@ def joined(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Round 1 is over; in round 2 every site has sent its update and nothing was agreed on."""
-    made = Coordinator.ready(tmp_path_factory.mktemp("trained") / "run")
+def offered(tmp_path_factory):
+    """Round 1 is over; in round 2 every site has offered its masks."""
+    made = Coordinator.ready(tmp_path_factory.mktemp("offered") / "run")
     made.first = made.whole_round(1)
     made.made = made.offers(2)
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(offered, tmp_path_factory):
+    """In round 2 every site has sent its update as well, and nothing was agreed on."""
+    made = offered.copy(tmp_path_factory.mktemp("trained") / "run")
+    made.first, made.made = offered.first, offered.made
     made.updates = made.train(2, made.made)
     return made
 
@@ -52,6 +60,13 @@ def trained(tmp_path_factory):
 def begun(joined, tmp_path):
     copied = joined.copy(tmp_path / "run")
     copied.joined, copied.coming, copied.made_key = joined.joined, joined.coming, joined.made_key
+    return copied
+
+
+@pytest.fixture
+def untrained(offered, tmp_path):
+    copied = offered.copy(tmp_path / "run")
+    copied.first, copied.made = offered.first, offered.made
     return copied
 
 
@@ -294,20 +309,18 @@ def test_an_aggregate_of_another_list_than_the_agreed_one(attack):
     assert attack.refused(ADLER, "apply", 2, relabelled.encode(), kind=Kind.AGGREGATE)[0] == "ProtocolError"
 
 
-def test_updates_of_sites_on_different_models_do_not_add_up(attack):
+def test_updates_of_sites_on_different_models_do_not_add_up(untrained):
     """One site was led astray before: its peers' agreement does not fit its model, its masks do not cancel theirs."""
-    other = dataclasses.replace(run_of(attack, ADLER).state(), model=run_of(attack, ADLER).state().model + 1)
-    run_of(attack, ADLER).keep_state(other)
-    for name in attack.names:
-        (run_of(attack, name).directory / "update-000002").unlink()
-    updates = attack.train(2, attack.made)
-    total = attack.total(updates.values())
-    wanted = attack.wanted(attack.names, total)
-    shown = {**wanted, "agreed": attack.agree(2, wanted)}
-    code, message = attack.refused(ADLER, "unmask", 2, shown)
+    other = dataclasses.replace(run_of(untrained, ADLER).state(), model=run_of(untrained, ADLER).state().model + 1)
+    run_of(untrained, ADLER).keep_state(other)
+    updates = untrained.train(2, untrained.made)
+    total = untrained.total(updates.values())
+    wanted = untrained.wanted(untrained.names, total)
+    shown = {**wanted, "agreed": untrained.agree(2, wanted)}
+    code, message = untrained.refused(ADLER, "unmask", 2, shown)
     assert (code, message) == ("TrustError", "1 sites have agreed on this sum and list, 3 are required")
-    published = attack.publish(2, attack.made, attack.names, total, silent=[ADLER])
-    code, message = attack.refused(BIRKE, "apply", 2, published.encode(), kind=Kind.AGGREGATE)
+    published = untrained.publish(2, untrained.made, untrained.names, total, silent=[ADLER])
+    code, message = untrained.refused(BIRKE, "apply", 2, published.encode(), kind=Kind.AGGREGATE)
     assert (code, message) == ("ProtocolError", "the aggregate does not open")
 
 
@@ -430,13 +443,12 @@ def test_swapped_mask_keys_and_forged_offers_are_refused_before_any_charge(begun
     assert begun.site(ADLER).ledger.entries == ()
 
 
-def test_an_offer_of_an_earlier_round_is_refused(attack):
-    body = attack.training(ADLER, attack.made)
-    (run_of(attack, ADLER).directory / "update-000002").unlink()
-    earlier = dataclasses.replace(attack.read(from_hex(attack.made[BIRKE]["offer"])), round_number=1)
-    signer = Identity.from_private_bytes(load_secret(attack.directories[BIRKE] / "identity.key", None))
+def test_an_offer_of_an_earlier_round_is_refused(untrained):
+    body = untrained.training(ADLER, untrained.made)
+    earlier = dataclasses.replace(untrained.read(from_hex(untrained.made[BIRKE]["offer"])), round_number=1)
+    signer = Identity.from_private_bytes(load_secret(untrained.directories[BIRKE] / "identity.key", None))
     body["offers"][BIRKE] = encode(earlier, signer).hex()
-    code, message = attack.refused(ADLER, "train", 2, body)
+    code, message = untrained.refused(ADLER, "train", 2, body)
     assert (code, message) == ("TrustError", "birke's offer belongs to another round")
 
 

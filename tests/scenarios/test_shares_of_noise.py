@@ -10,9 +10,10 @@ from client import round as local_round
 from client.runs import SiteRun
 from client.site import Site
 from client.train import train
+from common.config import fill, to_table
 from common.dp.cost import round_events
 from common.dp.noise_shares import NoiseShares
-from common.errors import PrivacyError
+from common.errors import ConfigError
 from common.evaluators.counts import tally
 from common.federation import Plan
 from common.he.ciphertexts import Aggregate
@@ -20,6 +21,7 @@ from common.he.scheme import open_sum
 from common.masking import Published
 from common.models import build, load_parameters, predict
 from common.updates import clip
+from common.wire import plan_hash
 from scenarios.simulate import simulate
 from tests.by_hand import NAMES, Coordinator, restart, workplace
 
@@ -71,7 +73,7 @@ def test_the_opened_sum_carries_the_shares_of_those_on_the_list(tmp_path, receiv
     assert low < np.sum((noise / std) ** 2) < high
 
 
-def test_the_ledger_reserves_for_the_fewest_and_settles_for_those_there_were(tmp_path):
+def test_the_ledger_reserves_for_the_fewest_and_settles_for_those_that_were_opened(tmp_path):
     played = Coordinator.ready(tmp_path / "run", NAMES, *SHARES)
     plan, run = played.store.plan, played.store.run.hex()
     ledger = played.site("adler").ledger
@@ -80,10 +82,28 @@ def test_the_ledger_reserves_for_the_fewest_and_settles_for_those_there_were(tmp
     reserved = round_events(plan, 1, 4, 3)["train"]
     assert ledger.events == reserved
     assert reserved[0].noise_multiplier == plan.privacy.noise_multiplier * NoiseShares(4, 1).left(3)
-    played.publish(1, made, NAMES, played.total(updates.values()))
+    published = played.publish(1, made, NAMES, played.total(updates.values()))
+    restart()
+    assert played.site("adler").ledger.events == reserved  # signing a list alone settles nothing
+    played.apply(1, published)
     restart()
     assert played.site("adler").ledger.events == round_events(plan, 1, 4, 4)["train"]
     assert played.site("adler").ledger.charged(run, 1)
+
+
+def test_a_list_that_a_site_signs_alone_lowers_no_price(tmp_path):
+    """The coordinator shows adler a list of all seven and the others one of six: six are opened, adler among them."""
+    names = (*NAMES, "esche", "fichte", "ginkgo")
+    played = Coordinator.ready(tmp_path / "run", names, *SHARES)
+    made = played.offers(1)
+    updates = played.train(1, made)
+    played.ask("adler", "agree", 1, played.wanted(names, played.total(updates.values())))
+    six = names[:6]
+    published = played.publish(1, made, six, played.total(updates[name] for name in six), silent=["adler"])
+    played.apply(1, published, six[1:])
+    restart()
+    assert played.site("birke").ledger.events == round_events(played.store.plan, 1, 7, 6)["train"]
+    assert played.site("adler").ledger.events == round_events(played.store.plan, 1, 7, 5)["train"]
 
 
 def test_a_site_whose_update_came_too_late_stays_charged_for_the_worst(tmp_path):
@@ -158,12 +178,21 @@ def test_no_count_leaves_without_its_noise(tmp_path):
     assert len(charges) == 1
 
 
-def test_a_cohort_too_small_for_its_colluders_trains_nothing(tmp_path):
-    """Four sites of which three may collude: a list of three has no honest share, so no such list is ever agreed on."""
-    with pytest.raises(PrivacyError, match="no noise left"):
-        NoiseShares(4, 3).left(3)
-    played = Coordinator.ready(tmp_path / "run", NAMES, *SHARES, "privacy.colluding=2")
-    made = played.offers(1)
-    updates = played.train(1, made, NAMES[:2])
-    code, _ = played.refused("adler", "agree", 1, played.wanted(NAMES[:2], played.total(updates.values())))
-    assert code == "CohortTooSmall"
+@pytest.mark.parametrize(
+    ("overrides", "most"),
+    [(("privacy.colluding=2",), 1), (("encryption.threshold=4", "privacy.colluding=4", "federation.min_cohort=5"), 3)],
+)
+def test_more_colluders_than_masks_hold_out_against_are_refused_before_anything_is_set_up(tmp_path, overrides, most):
+    """Four sites: with threshold 3, two of them could sign two lists; with 4 one only, and 4 rebuild every secret."""
+    with pytest.raises(ConfigError) as refusal:
+        workplace(tmp_path / "run", (*NAMES, "esche") if most == 3 else NAMES, *SHARES, *overrides)
+    assert "privacy.colluding" in refusal.value.message
+
+
+def test_a_site_refuses_such_a_plan_itself(tmp_path):
+    played = Coordinator(workplace(tmp_path / "run", NAMES, *SHARES))
+    privacy = to_table(played.store.plan.privacy) | {"colluding": 2}
+    body = played.join_order(privacy=privacy)
+    code, message = played.refused("adler", "join", 0, body, plan=plan_hash(fill(Plan, body["plan"])))
+    assert (code, message) == ("ConfigError", "privacy.colluding = 2 is not possible")
+    assert not (played.directories["adler"] / "runs").exists()

@@ -368,3 +368,22 @@ def test_a_second_settlement_written_into_the_file_is_found(path: Path) -> None:
     log.append(dict(log.entries()[-1].record))
     with pytest.raises(TrustError, match="line 4"):
         opened(path)
+
+
+# One message of a round's charges
+
+
+def test_what_was_sealed_is_known_after_a_restart_and_is_one_thing(path: Path) -> None:
+    ledger = opened(path)
+    with pytest.raises(PrivacyError, match="nothing of round 1"):
+        ledger.seal("run", 1, "aa")
+    ledger.charge("run", 1, ROUND)
+    assert ledger.sealed("run", 1) is None
+    ledger.seal("run", 1, "aa")
+    before = path.read_bytes()
+    opened(path).seal("run", 1, "aa")
+    assert path.read_bytes() == before
+    assert opened(path).sealed("run", 1) == "aa"
+    with pytest.raises(PrivacyError, match="another release"):
+        opened(path).seal("run", 1, "bb")
+    assert opened(path).sealed("run", 2) is None

@@ -97,3 +97,11 @@ def test_wrong_shapes_are_refused() -> None:
         tally(np.full((2, 2), 0.5), [1])
     with pytest.raises(ConfigError, match="expected 35"):
         estimates(np.zeros(3), 2, 0.0)
+
+
+def test_a_prediction_that_is_no_number_moves_the_counts_no_further_than_any_other() -> None:
+    rows, labels = predictions(9, 2)
+    odd = np.vstack([rows, [np.nan, np.nan]])
+    moved = tally(odd, np.append(labels, 1)) - tally(rows, labels)
+    assert np.isfinite(moved).all()
+    assert np.linalg.norm(moved) <= sensitivity(2) + 1e-12
