@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from common.dp.ledger import Ledger
 
 _LOCK_EXAMPLES = """examples:
-  (umask 077; openssl rand -base64 32 > /root/cleveland.pass)
-  veilfed site lock /srv/veilfed/cleveland --passphrase-file /root/cleveland.pass
+  (umask 077; openssl rand -base64 32 > /media/keys/cleveland.pass)
+  veilfed site lock /srv/veilfed/cleveland --passphrase-file /media/keys/cleveland.pass
 stopped half way: give the same command again; another passphrase: unlock, then lock
 """
 _PLAN_EXAMPLES = """examples:
