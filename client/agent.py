@@ -1,6 +1,6 @@
 """The site's worker: an order's bytes in; the answer's bytes and its public numbers out. Refusals are answers too."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -25,23 +25,26 @@ class Answer:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def answer(site: Site, action: str, data: bytes) -> Answer:
-    """What this site says to one order. action: one of Flower's message names in `client/app.py`.
+def answer(site: Site, action: str, data: bytes, approved: Callable[[Envelope], None] = lambda order: None) -> Answer:
+    """What this site says to one order. action: one of those in `client/courier.py`.
+
+    approved: what else must hold of a verified order before it is acted on; it raises when it does not.
 
     Whatever goes wrong on purpose becomes a signed refusal with a reason code, never silence, and is in the site's
     audit log before it is said; anything else is a bug of ours and propagates.
     Orders take turns, whichever thread or process brings them: what was checked must still hold when it is acted on.
     """
     with exclusive(site.directory / "turn"):
-        return _answer(site, action, data)
+        return _answer(site, action, data, approved)
 
 
-def _answer(site: Site, action: str, data: bytes) -> Answer:
+def _answer(site: Site, action: str, data: bytes, approved: Callable[[Envelope], None]) -> Answer:
     order = None
     try:
         order = decode(data, site.roster.public_key_of)
         if order.sender != COORDINATOR:
             raise TrustError("an order must come from the coordinator")
+        approved(order)
         return _act(site, action, order)
     except FederationError as error:
         try:

@@ -1,50 +1,40 @@
-"""The Flower ClientApp: a courier between Flower's messages and the site's worker. It decides nothing."""
+"""The Flower ClientApp of simulations: a courier between Flower's messages and the site. It decides nothing.
+
+A deployed site runs no ClientApp: its node (`node.py`) hands orders to its worker (`worker.py`).
+"""
 
 import os
 from pathlib import Path
 
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.agent import answer
+from client.courier import QUERIES, order_of, reply_to
 from client.site import open_site, settings_stamp
 from common.errors import ConfigError
 
 app = ClientApp()
 
 
-QUERIES = ("join", "make_key", "install_key", "offer", "agree", "unmask", "stand_in", "release")
-
-
-def _register(action: str) -> None:
-    @app.query(action)
-    def relay(message: Message, context: Context) -> Message:
-        return _relay(action, message, context)
-
-
-for name in QUERIES:
-    _register(name)
-
-
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    return _relay("train", message, context)
+    return _relay(message, context)
 
 
 @app.evaluate()
 def apply_aggregate(message: Message, context: Context) -> Message:
-    return _relay("apply", message, context)
+    return _relay(message, context)
 
 
-def _relay(action: str, message: Message, context: Context) -> Message:
-    order = message.content["veilfed"]["envelope"].data
+for name in QUERIES:
+    app.query(name)(lambda message, context: _relay(message, context))
+
+
+def _relay(message: Message, context: Context) -> Message:
     directory = _site_directory(context)
-    said = answer(open_site(directory, settings_stamp(directory)), action, order)
-    array = Array("uint8", (len(said.data),), "veilfed.envelope", said.data)
-    content = RecordDict({"veilfed": ArrayRecord({"envelope": array})})
-    if said.metrics:
-        content["public"] = MetricRecord(dict(said.metrics))
-    return Message(content, reply_to=message)
+    said = answer(open_site(directory, settings_stamp(directory)), *order_of(message))
+    return reply_to(message, said.data, said.metrics)
 
 
 def _site_directory(context: Context) -> Path:

@@ -1,10 +1,7 @@
 """The main job: play every party, watch the rounds, evaluate on held-out records, write the report."""
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
@@ -14,23 +11,19 @@ from client.datasets import Records
 from client.runs import SiteRun
 from client.site import Site
 from common.config import to_table
-from common.dp.accounting import NEIGHBOURING
 from common.evaluators.utility import evaluate
-from common.federation import Plan
-from common.he.parameters import choose_scheme
 from common.model_state import ModelState
 from common.models import build, load_parameters, parameters_of, predict
-from common.wire import header_bytes
 from scenarios import baselines
 from scenarios.engines import run_local, run_ray
 from scenarios.grid import Delivery, as_it_is
 from scenarios.simulation import Workplace
+from server.outcome import report_of, unprotected, wire
 from server.report import write_report
 from server.store import RunStore
 
 Engine = Literal["local", "ray"]
 Metrics = dict[str, dict[str, float]]
-_PACKAGES = ("veilfed", "flwr", "torch", "tenseal", "dp-accounting", "opacus", "cryptography", "numpy")
 
 
 def simulate(
@@ -97,44 +90,23 @@ def _report(
     rounds: Mapping[int, Mapping[str, Any]],
     traffic: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    store, plan, simulation = RunStore.open(workplace.run), observer.plan, workplace.simulation
+    store, simulation = RunStore.open(workplace.run), workplace.simulation
     state = observer.state()
     records = [dict(rounds.get(record["round"], record)) for record in store.rounds()]
-    report: dict[str, Any] = {
-        "outcome": "done",
+    report: dict[str, Any] = report_of(store, [], engine) | {
         "report": str(workplace.out / "report.html"),
-        "run": store.run.hex(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "engine": engine,
         "insecure": _insecure(workplace),
         "config": to_table(simulation),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "rounds": records,
         "final": observer.score(state, observer.pooled),
         "final_by_site": {name: observer.score(state, part) for name, part in observer.held_out.items() if len(part)},
         "sites": [_site_row(observer, site, traffic) for site in observer.sites],
-        "wire": _wire(observer, state.model.size, store),
-        "privacy": _promise(plan),
+        "wire": wire(store) | _measured(observer, state.model.size, store),
     }
     if simulation.simulation.baselines:
         report["baselines"] = _baselines(observer)
     write_report(workplace.out, report)
     return report
-
-
-def _promise(plan: Plan) -> dict[str, Any]:
-    privacy, shares = plan.privacy, plan.privacy.in_shares
-    sees = "sees the opened sum of every round" if shares else "sees every released update of the site"
-    return {
-        "mode": privacy.mode,
-        "unit": "all records of one site" if privacy.mode == "site" else "record",
-        "neighbouring": "one site's records, replaced by any others" if privacy.mode == "site" else NEIGHBOURING,
-        "adversary": f"{sees}, and knows everything but the one unit",
-        "sampling": plan.training.sampling,
-        "epsilon": privacy.epsilon,
-        "delta": privacy.delta,
-        **({"colluding": privacy.colluding} if shares else {}),
-    }
 
 
 def _baselines(observer: Observer) -> dict[str, Any]:
@@ -166,35 +138,21 @@ def _site_row(observer: Observer, site: Site, traffic: list[dict[str, Any]]) -> 
     }
 
 
-def _wire(observer: Observer, parameters: int, store: RunStore) -> dict[str, Any]:
-    """Measured on the bytes of the last update that a site really sent."""
-    plan, site = observer.plan, observer.sites[0]
-    head = header_bytes(site.name)
-    if plan.encryption.preset == "none":
-        sent, scheme = head + 4 * parameters, None
-    else:
-        run = SiteRun.open(site.directory / "runs", store.run)
-        sealed = run.sealed_update(run.state().round_number)
-        sent, scheme = len(sealed or b""), choose_scheme(plan.encryption.preset, len(observer.sites), parameters)
-    return {
-        "parameters": parameters,
-        "bytes_per_update": sent,
-        "bytes_up_per_parameter": sent / parameters,
-        "header_bytes": head,
-        "cohort_keys": len(store.makers()),
-        "scheme": {**asdict(scheme), "security_bits": scheme.security_bits} if scheme else {},
-    }
+def _measured(observer: Observer, parameters: int, store: RunStore) -> dict[str, Any]:
+    """The bytes of the last update that a site really sent."""
+    site = observer.sites[0]
+    if observer.plan.encryption.preset == "none":
+        return {}
+    run = SiteRun.open(site.directory / "runs", store.run)
+    sent = len(run.sealed_update(run.state().round_number) or b"")
+    return {"bytes_per_update": sent, "bytes_up_per_parameter": sent / parameters}
 
 
 def _insecure(workplace: Workplace) -> list[str]:
     simulation, reasons = workplace.simulation, []
     if simulation.simulation.insecure_randomness:
         reasons.append("noise and sampling were fixed by a test-only switch: anyone can subtract the noise")
-    if simulation.encryption.preset == "none":
-        reasons.append("updates travelled readable and unsigned: the coordinator saw every site's update")
-    if simulation.privacy.mode == "none":
-        reasons.append("no differential privacy: updates and model may reveal training records")
-    return reasons
+    return reasons + unprotected(simulation.plan)
 
 
 def _pool(parts: list[Records]) -> Records:

@@ -1,6 +1,6 @@
 """A simulation: its settings, and the directories of every party set up on one machine.
 
-OUT/simulation.json    the settings          OUT/coordinator/RUN/   what the coordinator keeps
+OUT/simulation.json    the settings          OUT/coordinator/runs/RUN/   what the coordinator keeps
 OUT/sites/NAME/        one site's own disk   OUT/report.html, OUT/report.json
 """
 
@@ -104,7 +104,7 @@ def reopen(out: Path) -> Workplace:
         ) from None
     simulation = fill(Simulation, stored["simulation"])
     sites = tuple(out / "sites" / name for name in site_names(simulation.data))
-    return Workplace(out, simulation, out / "coordinator" / stored["run"], sites)
+    return Workplace(out, simulation, out / "coordinator" / "runs" / stored["run"], sites)
 
 
 def _identity(place: Path) -> Identity:

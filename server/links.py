@@ -4,13 +4,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import FederationError, ProtocolError, TrustError
 from common.roster import Roster
 from common.wire import Envelope, decode, from_json
 from server.round import LeftOut, refusal_of
+
+SMALL = 1_000_000  # bytes: up to there an envelope is one value, of fewer parts for Flower to carry than an array
 
 
 @dataclass
@@ -36,7 +38,9 @@ class Reply:
 
 
 def packed(data: bytes) -> RecordDict:
-    """An envelope as Flower content; one content may go to many nodes. Flower sends it in chunks of 5 MiB."""
+    """An envelope as Flower content; one content may go to many nodes. Flower sends a long one in chunks of 5 MiB."""
+    if len(data) <= SMALL:
+        return RecordDict({"veilfed": ConfigRecord({"envelope": bytes(data)})})
     array = Array("uint8", (len(data),), "veilfed.envelope", data)
     return RecordDict({"veilfed": ArrayRecord({"envelope": array})})
 
@@ -50,9 +54,11 @@ def incoming(message: Message, roster: Roster) -> Reply:
     if message.has_error():
         raise ProtocolError(f"the site's worker failed: {message.error.reason}")
     try:
-        data = message.content["veilfed"]["envelope"].data
-        public = message.content.get("public", {})
-        metrics = {key: float(value) for key, value in public.items() if math.isfinite(value)}
+        record = message.content["veilfed"]
+        envelope, public = record["envelope"], message.content.get("public", record)
+        data = envelope if isinstance(envelope, bytes) else envelope.data
+        numbers = {key: value for key, value in public.items() if isinstance(value, float)}
+        metrics = {key: value for key, value in numbers.items() if math.isfinite(value)}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ProtocolError("the reply holds no envelope") from None
     return Reply(decode(data, roster.public_key_of), data, metrics)

@@ -1,7 +1,8 @@
 """What the coordinator keeps of one run: enough to go on after a crash, nothing that opens an update.
 
-DIR/plan.json          plan, run id        DIR/identity.key   the coordinator's Ed25519 key
-DIR/roster.json        names and keys      DIR/ceremonies/N   signed answers of the key ceremony of epoch N
+HOME/identity.key      the coordinator's Ed25519 key      HOME/roster.json   names and keys
+HOME/runs/RUN = DIR    one run
+DIR/plan.json          the plan            DIR/ceremonies/N   signed answers of the key ceremony of epoch N
 DIR/rounds.jsonl       one entry per closed round, hash-chained
 DIR/aggregates/N       the sum of round N, as every site received it
 DIR/model              model state (readable runs), DIR/released.safetensors  the model the sites released
@@ -21,7 +22,7 @@ from safetensors.numpy import save
 
 from common.append_log import AppendLog
 from common.config import fill, to_table
-from common.errors import ConfigError
+from common.errors import ConfigError, ProtocolError
 from common.federation import Plan
 from common.files import write_atomically
 from common.keystore import load_secret
@@ -40,12 +41,22 @@ class RunStore:
     identity: Identity
 
     @classmethod
-    def create(cls, coordinator: Path, plan: Plan) -> "RunStore":
-        """A new run below a directory that holds the coordinator's identity and roster already."""
-        directory = coordinator / os.urandom(16).hex()
+    def create(cls, home: Path, plan: Plan, run: bytes = b"") -> "RunStore":
+        """A new run in a home that holds the coordinator's identity and roster already. run: its 16 bytes, or drawn."""
+        directory = home / "runs" / (run or os.urandom(16)).hex()
         (directory / "aggregates").mkdir(parents=True)
         write_atomically(directory / "plan.json", to_json(to_table(plan)))
         return cls.open(directory)
+
+    @classmethod
+    def begin(cls, home: Path, run: bytes, plan: Plan) -> "RunStore":
+        """That run, from wherever it stopped, or new. Raises ProtocolError when it has begun with another plan."""
+        if not (home / "runs" / run.hex() / "plan.json").exists():
+            return cls.create(home, plan, run)
+        store = cls.open(home / "runs" / run.hex())
+        if store.plan_hash != plan_hash(plan):
+            raise ProtocolError(f"run {run.hex()} has begun with another plan", "submit this one as a new run")
+        return store
 
     @classmethod
     def open(cls, directory: Path) -> "RunStore":
@@ -56,8 +67,9 @@ class RunStore:
             raise ConfigError(f"{directory} holds no run", "give the directory of an earlier run") from None
         for leftover in [*directory.glob(".*.part"), *directory.glob("*/.*.part")]:
             leftover.unlink()
-        identity = Identity.from_private_bytes(load_secret(directory.parent / "identity.key", None))
-        return cls(directory, from_hex(directory.name), plan, Roster.read(directory.parent / "roster.json"), identity)
+        home = directory.parents[1]
+        identity = Identity.from_private_bytes(load_secret(home / "identity.key", None))
+        return cls(directory, from_hex(directory.name), plan, Roster.read(home / "roster.json"), identity)
 
     @cached_property
     def plan_hash(self) -> bytes:

@@ -1,0 +1,221 @@
+"""This site's node at Flower's Fleet API: messages in, replies out, over TLS with a client certificate.
+
+Flower's own client, messages and node authentication; not its SuperNode, which starts a process per message, sleeps
+three seconds between two looks and runs what the coordinator ships. A connection that fails raises `Unreachable`:
+connect again. Connecting activates the node anew, by which the coordinator knows to ask again for what was lost.
+"""
+
+import logging
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from flwr.app import Message
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.app.message import remove_content_from_message
+from flwr.common.serde import fab_from_proto, message_to_proto, run_from_proto
+from flwr.proto.fab_pb2 import GetFabRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.heartbeat import HeartbeatSender
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.run import RunNotRunningException
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+from common.errors import ConfigError, FederationError
+
+BELL = "/v1/bell"  # a counter that the gateway shows: see `server/gateway/`
+_GONE = (400, 404, 409, 410)
+_OBJECT_PAUSE = 0.05  # seconds before a part that is still on its way is asked for again
+
+log = logging.getLogger("veilfed.node")
+
+
+class Unreachable(FederationError):
+    """The coordinator cannot be reached, or does not let this node in."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """context: TLS with the roots that this site pins and its own certificate. key: the node's, ECDSA on P-384."""
+
+    context: ssl.SSLContext
+    key: EllipticCurvePrivateKey
+
+    @classmethod
+    def of(cls, directory: Path) -> "Credentials":
+        """From DIR/roots.pem, node.crt and node.key. Raises ConfigError naming the one that does not fit."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        try:
+            context.load_verify_locations(directory / "roots.pem")
+            key = load_pem_private_key((directory / "node.key").read_bytes(), None)
+            context.load_cert_chain(directory / "node.crt", directory / "node.key")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{directory} is not ready to connect: {error}", "join first: veilfed site join KIT"
+            ) from None
+        if not isinstance(key, EllipticCurvePrivateKey):
+            raise ConfigError(f"{directory / 'node.key'} is no ECDSA key")
+        return cls(context, key)
+
+
+class Fleet:
+    """An active connection. Use `connected`."""
+
+    def __init__(self, client: FleetHttpClient, node: Node) -> None:
+        self._client, self._node = client, node
+        self._heard = b""
+
+    def rung(self) -> bool:
+        """Whether there may be a message: the coordinator rings a bell when it sends some. Cheap, unlike `receive`."""
+        with _unreachable():
+            answer = self._client._client.get(f"{self._client._base_url}{BELL}")
+            if answer.status_code == httpx.codes.NOT_FOUND:
+                return True
+            answer.raise_for_status()
+        heard, self._heard = self._heard, answer.content
+        return heard != self._heard
+
+    def receive(self) -> Message | None:
+        """The next message with all it carries; None when there is none."""
+        with _unreachable():
+            response = self._client.PullMessages(PullMessagesRequest(node=self._node))
+            if not response.messages_list:
+                return None
+            run, tree = response.messages_list[0].metadata.run_id, response.message_object_trees[0]
+            contents = pull_objects(
+                [part.object_id for part in iterate_object_tree(tree)],
+                make_pull_object_fn_protobuf(self._client.PullObject, self._node, run),
+                initial_backoff=_OBJECT_PAUSE,
+            )
+            make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, run)(
+                tree.object_id
+            )
+        message = inflate_object_from_contents(tree.object_id, contents)
+        message.metadata.__dict__["_message_id"] = tree.object_id  # what is deflated does not hold its own id
+        return message
+
+    def reply(self, reply: Message, seconds: float) -> None:
+        """seconds: how long the site took, for the coordinator's records. What nobody waits for any more is dropped."""
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        with _unreachable(), _no_longer_wanted(), no_object_id_recompute():
+            response = self._client.PushMessages(
+                PushMessagesRequest(
+                    node=self._node,
+                    messages_list=[message_to_proto(remove_content_from_message(reply))],
+                    message_object_trees=[get_object_tree(reply)],
+                    clientapp_runtime_list=[seconds],
+                )
+            )
+            push = make_push_object_fn_protobuf(
+                self._client.PushObject, self._node, reply.metadata.run_id, response.session_id
+            )
+            push_objects(get_all_nested_objects(reply), push, object_ids_to_push=set(response.objects_to_push))
+
+    def bundle(self, run_id: int) -> tuple[bytes, str]:
+        """The bundle of a run and its signature, as the coordinator tells them: verify both."""
+        with _unreachable():
+            run = run_from_proto(self._client.GetRun(GetRunRequest(node=self._node, run_id=run_id)).run)
+            request = GetFabRequest(node=self._node, hash_str=run.fab_hash, run_id=run_id)
+            fab = fab_from_proto(self._client.GetFab(request).fab)
+        return fab.content, str(run.override_config.get("signature", ""))
+
+
+@contextmanager
+def connected(address: str, credentials: Credentials) -> Iterator[Fleet]:
+    """Active from here on, with heartbeats, until the block ends. Raises Unreachable."""
+    public = credentials.key.public_key()
+    client = FleetHttpClient(
+        f"https://{address}",
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(credentials.key, public),
+        ],
+        verify=credentials.context,
+    )
+    with client:
+        with _unreachable():
+            activated = client.ActivateNode(
+                ActivateNodeRequest(public_key=_encoded(public), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+            )
+        node = Node(node_id=activated.node_id)
+        beats = HeartbeatSender(lambda: _beat(client, node))
+        beats.start()
+        try:
+            yield Fleet(client, node)
+        finally:
+            beats.stop()
+            with suppress(httpx.HTTPError):
+                client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+
+
+def _encoded(key: object) -> bytes:
+    from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+
+    return bytes(public_key_to_bytes(key))
+
+
+def _beat(client: FleetHttpClient, node: Node) -> bool:
+    """False is tried again; what is wrong with the connection the next call says."""
+    request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+    try:
+        return bool(client.SendNodeHeartbeat(request).success)
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+@contextmanager
+def _no_longer_wanted() -> Iterator[None]:
+    """The run of a reply has ended, or the reply came too late: there is nothing to be done with it."""
+    try:
+        yield
+    except RunNotRunningException:
+        log.info("a reply came after its run had ended")
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code not in _GONE:
+            raise
+        log.info("the coordinator has no use for a reply any more (%d)", error.response.status_code)
+
+
+@contextmanager
+def _unreachable() -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPStatusError as error:
+        code = error.response.status_code
+        if code in (401, 403):
+            raise Unreachable(
+                f"the coordinator does not let this node in ({code})",
+                "was the site admitted, and not revoked? Is the clock right? Ask the coordinator's administrator",
+            ) from None
+        raise Unreachable(f"the coordinator answers {code}") from None
+    except (httpx.HTTPError, OSError) as error:
+        raise Unreachable(f"the coordinator cannot be reached: {error or type(error).__name__}") from None

@@ -1,0 +1,146 @@
+"""The site's node: the one process with a network. It carries bytes between the coordinator and the worker.
+
+`python -m client.node DIR` holds the key and certificate of the connection, no identity key, no records; it runs
+nothing that it receives. A lost connection is made again, a worker that is away is waited for.
+"""
+
+import argparse
+import base64
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
+
+from client import local_socket
+from client.courier import order_of, reply_to
+from client.fleet import Credentials, Fleet, Unreachable, connected
+from common.errors import ConfigError, FederationError, ProtocolError
+
+SOONEST, LATEST = 0.04, 0.5  # seconds between two looks at the bell: soon after a message, and when all is quiet
+_SLOWER = 1.25
+_ANYWAY = 5.0  # seconds after which is asked for messages though no bell rang
+_LONGEST_PAUSE = 30.0  # seconds before the coordinator, or the worker, is tried again
+
+log = logging.getLogger("veilfed.node")
+
+
+class Worker:
+    """The worker's socket, opened again whenever the worker comes back."""
+
+    def __init__(self, directory: Path) -> None:
+        self._address = local_socket.address(directory)
+        self._connection: socket.socket | None = None
+
+    def ask(self, head: dict[str, Any], order: bytes) -> tuple[bytes, dict[str, float]]:
+        """The worker's answer, however often it has to be asked: the same order gets the same answer."""
+        pause = 0.1
+        while True:
+            try:
+                if self._connection is None:
+                    self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                    self._connection.connect(self._address)
+                local_socket.send(self._connection, head, order)
+                said, data = local_socket.receive(self._connection)
+                return data, said["metrics"]
+            except OSError as error:
+                log.warning("the worker is away (%s), it is asked again", error.strerror or error)
+                self._close()
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+
+
+class Carrier:
+    """What is under way between the two. A reply that could not be delivered is kept for the next connection."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._worker = directory, Worker(directory)
+        self._unsent: tuple[Message, float] | None = None
+
+    def run(self) -> None:
+        """For ever: connect, carry, and connect again."""
+        pause = 1.0
+        while True:
+            try:
+                with connected(_address(self._directory), Credentials.of(self._directory)) as fleet:
+                    log.info("connected")
+                    pause = 1.0
+                    self._carry(fleet)
+                log.info("the certificate or the roots have changed: connecting with them")
+            except Unreachable as error:
+                log.warning("%s %s", error.message, f"({error.hint})" if error.hint else "")
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _carry(self, fleet: Fleet) -> None:
+        """Until the connection has to be made with other credentials. Raises Unreachable when it is lost."""
+        stamp, wait, asked = _stamp(self._directory), SOONEST, 0.0
+        while _stamp(self._directory) == stamp:
+            if self._unsent is not None:
+                fleet.reply(*self._unsent)
+                self._unsent = None
+            if fleet.rung() or time.monotonic() - asked > _ANYWAY:
+                asked = time.monotonic()
+                while (message := fleet.receive()) is not None:
+                    self._unsent, wait = self._answered(fleet, message), SOONEST
+                    fleet.reply(*self._unsent)
+                    self._unsent = None
+            time.sleep(wait)
+            wait = min(wait * _SLOWER, LATEST)
+
+    def _answered(self, fleet: Fleet, message: Message) -> tuple[Message, float]:
+        started = time.monotonic()
+        try:
+            action, order = order_of(message)
+        except ProtocolError as error:
+            return Message(Error(ErrorCode.UNKNOWN, error.message), reply_to=message), 0.0
+        head: dict[str, Any] = {"action": action}
+        if action == "join":
+            content, signature = fleet.bundle(message.metadata.run_id)
+            head |= {"bundle": base64.b64encode(content).decode(), "signature": signature}
+        data, metrics = self._worker.ask(head, order)
+        return reply_to(message, data, metrics), time.monotonic() - started
+
+
+def _stamp(directory: Path) -> tuple[int, ...]:
+    return tuple((directory / name).stat().st_mtime_ns for name in ("node.crt", "roots.pem", "connection.json"))
+
+
+def _address(directory: Path) -> str:
+    try:
+        return str(json.loads((directory / "connection.json").read_text(encoding="utf-8"))["server"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{directory} does not say where the coordinator is", "veilfed site join KIT") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m client.node", description=__doc__)
+    parser.add_argument("directory", type=Path)
+    directory = parser.parse_args(arguments).directory
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        Carrier(directory).run()
+    except FederationError as error:
+        log.error("%s %s", error.message, f"({error.hint})" if error.hint else "")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""The site's worker: records, policy, ledger and keys, in a process that needs no network.
+
+`python -m client.worker DIR` listens on DIR/worker.sock and answers the orders that the node hands it. It runs the
+package that the site's administrator installed. Of what a coordinator sends it reads data: signed orders, and the
+signed bundle that says which plan they belong to. One order at a time: `agent.answer` takes turns.
+"""
+
+import argparse
+import base64
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from client import agent, local_socket
+from client.site import Site, open_site, settings_stamp
+from common import bundle
+from common.errors import FederationError, ProtocolError
+from common.wire import Envelope, plan_hash
+
+log = logging.getLogger("veilfed.worker")
+
+
+def serve(directory: Path, server: socket.socket) -> None:
+    """Answer for ever. Each connection has a thread of its own; a node that goes away takes nothing with it."""
+    while True:
+        connection, _ = server.accept()
+        threading.Thread(target=_converse, args=(directory, connection), daemon=True).start()
+
+
+def _converse(directory: Path, connection: socket.socket) -> None:
+    with connection, contextlib.suppress(ConnectionError):
+        try:
+            local_socket.require_same_user(connection)
+            while True:
+                head, body = local_socket.receive(connection)
+                said = respond(directory, head, body)
+                local_socket.send(connection, {"metrics": dict(said.metrics)}, said.data)
+        except FederationError as error:
+            log.warning("connection closed: %s", error.message)
+
+
+def respond(directory: Path, head: Mapping[str, Any], order: bytes) -> agent.Answer:
+    """The site's answer to one order of the node. head: {action, and of a join the run's signed `bundle`}."""
+    site = open_site(directory, settings_stamp(directory))
+
+    def approved(envelope: Envelope) -> None:
+        if head.get("action") == "join":
+            _require_bundle(site, head, envelope)
+
+    return agent.answer(site, str(head.get("action")), order, approved)
+
+
+def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> None:
+    """A run is joined only with a bundle that a trusted key signed, and only for the plan that is in it."""
+    try:
+        content = base64.b64decode(str(head["bundle"]), validate=True)
+    except (KeyError, ValueError):
+        raise ProtocolError("an order to join came without a bundle") from None
+    plan, _ = bundle.opened(content, str(head.get("signature", "")), site.roster.bundle_keys)
+    if plan_hash(plan) != order.plan:
+        raise ProtocolError("the order carries another plan than the signed bundle")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m client.worker", description=__doc__)
+    parser.add_argument("directory", type=Path)
+    directory = parser.parse_args(arguments).directory
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    try:
+        site = open_site(directory, settings_stamp(directory))
+        records, held_out = site.training_records, site.held_out_records
+        server = local_socket.listen(directory)
+    except FederationError as error:
+        log.error("%s %s", error.message, f"({error.hint})" if error.hint else "")
+        return error.exit_code
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    log.info("%s is ready: %d records to train on, %d held out", site.name, len(records), len(held_out))
+    with contextlib.suppress(KeyboardInterrupt), server:
+        serve(directory, server)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""One run of a deployed federation, in a process of its own: take the task, verify its bundle, conduct, report.
+
+`python -m server.conductor HOME` loads everything first, says that it is ready, and waits for one line: the token of
+a task. So a run starts at once. It runs the installed package; the bundle tells it the plan and nothing else.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.common.constant import SubStatus
+from flwr.common.serde import fab_from_proto, run_from_proto
+from flwr.proto.log_pb2 import PushLogsRequest
+from flwr.proto.runtime_pb2 import PullTaskInputRequest, PushTaskOutputRequest
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.task_identity import TaskIdentity
+
+from common import bundle
+from common.errors import FederationError, ProtocolError, WireError
+from common.wire import from_hex
+from server.app import coordinate
+from server.home import Home
+from server.outcome import report_of
+from server.polling import Patience, PollingGrid
+from server.report import write_report
+from server.store import RunStore
+
+READY = "ready"
+_RUN_BYTES = 16
+log = logging.getLogger("veilfed.conductor")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of the SuperLink's Runtime API, while this process holds it."""
+
+    grid: PollingGrid
+    run_id: int
+    content: bytes
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def taken(cls, home: Home, token: str) -> "Task":
+        grid = PollingGrid(home.superlink, root_certificates=home.roots, token=token)
+        given = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
+        run, fab = run_from_proto(given.run), fab_from_proto(given.fab)
+        grid.set_run(run)
+        TaskIdentity.task_id, TaskIdentity.run_id = given.task_id, run.run_id
+        TaskIdentity.node_id = given.context.node_id
+        return cls(grid, run.run_id, fab.content, run.override_config)
+
+    def say(self, kind: str, value: Any) -> None:
+        """One event for whoever follows the run: a line of JSON in the run's log."""
+        line = json.dumps({kind: value})
+        self.grid._runtime_client.PushLogs(PushLogsRequest(run_id=self.run_id, logs=[line + "\n"]))
+
+    def end(self, error: FederationError | None) -> None:
+        status, details = (SubStatus.FAILED, error.message) if error else (SubStatus.COMPLETED, "")
+        self.grid._runtime_client.PushTaskOutput(PushTaskOutputRequest(sub_status=status, details=details))
+        self.grid.close()
+
+
+def conduct(home: Home, task: Task) -> None:
+    """The run from wherever its store says it stopped, to its report. Raises FederationError when it cannot go on."""
+    roster = home.roster()
+    plan, signer = bundle.opened(task.content, str(task.settings.get("signature", "")), roster.bundle_keys)
+    store = RunStore.begin(home.directory, _run_of(task.settings), plan)
+    log.info("run %s: a bundle signed by %s", store.run.hex(), signer.hex()[:16])
+    required = plan.federation.min_cohort
+    if plan.encryption.preset != "none":
+        required = max(required, plan.encryption.threshold_of(len(roster.sites)))
+    task.grid.patience, task.grid.ring = Patience(required), home.ring_bell
+    task.say("begun", {"run": store.run.hex(), "rounds": plan.last_round, "closed": len(store.rounds())})
+    outcome = coordinate(task.grid, store, lambda record: task.say("round", dict(record)))
+    report = report_of(store, outcome.links, "deploy") | {"report": str(store.directory / "report.html")}
+    write_report(store.directory, report)
+    task.say("report", report)
+
+
+def _run_of(settings: Mapping[str, Any]) -> bytes:
+    try:
+        run = from_hex(settings.get("run"))
+    except WireError:
+        run = b""
+    if len(run) != _RUN_BYTES:
+        raise ProtocolError("the run has no number of its own", "submit it with `veilfed run`")
+    return run
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m server.conductor", description=__doc__)
+    parser.add_argument("home", type=Path)
+    home = Home(parser.parse_args(arguments).home)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    print(READY, flush=True)
+    token = sys.stdin.readline().strip()
+    if not token:
+        return 0
+    task = Task.taken(home, token)
+    beats = HeartbeatSender(make_task_heartbeat_fn_http(task.grid._runtime_client))
+    beats.start()
+    failed: FederationError | None = None
+    try:
+        conduct(home, task)
+    except FederationError as error:
+        failed = error
+    except Exception:
+        log.exception("a bug of ours")
+        failed = FederationError("a bug of ours stopped the run", "see the coordinator's log")
+    if failed:
+        log.error("%s", failed.message)
+        task.say("error", {"code": failed.code, "message": failed.message, "hint": failed.hint})
+    beats.stop()
+    task.end(failed)
+    return failed.exit_code if failed else 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # helper threads of the grid and of heartbeats hold nothing that is still needed

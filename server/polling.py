@@ -1,0 +1,133 @@
+"""Flower's grid over the network, with a wait of our own: cheap looks, one reply in memory at a time, nobody forgotten.
+
+Flower's `send_and_receive` sleeps three seconds between two looks and gathers every reply first. This one yields a
+reply as soon as it is there. A node that came back since it was asked (a restart, a cut line) is asked again: sites
+answer the same order with the same bytes. How long a silent site is waited for follows from the others: see `Patience`.
+
+Every call to the SuperLink costs it about 10 ms, whether there is news or not. So all orders go out in one call, one
+look asks for all replies, and a bell is rung for the nodes, which the gateway shows them for next to nothing.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from flwr.app import Message
+from flwr.common.serde import message_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.superlink.grid import HttpGrid
+
+SOONEST, LATEST = 0.05, 0.5  # seconds between two looks
+_SLOWER = 1.25
+_ROLL_CALL = 2.0  # seconds between two looks at which nodes came back
+_OBJECT_PAUSE = 0.05  # seconds before a part that is still on its way is asked for again
+
+
+@dataclass(frozen=True)
+class Patience:
+    """When to go on without the rest: `enough` have answered, and the rest take `times` as long as the last of those.
+
+    Sites are so different from task to task that no number of seconds is right; `least` only keeps a fast exchange
+    from being cut short by a slow moment.
+    """
+
+    enough: int
+    times: float = 4.0
+    least: float = 60.0  # seconds
+
+    def until(self, answered_after: Sequence[float]) -> float:
+        """Seconds after the orders went out. answered_after: seconds it took each site that has answered, ascending."""
+        if len(answered_after) < self.enough:
+            return float("inf")
+        return max(self.least, self.times * answered_after[self.enough - 1])
+
+
+class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
+    """Set `patience`, and `ring` to what tells the nodes that there are orders, before the first exchange."""
+
+    patience = Patience(1)
+    ring: Callable[[], None] = staticmethod(lambda: None)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
+        """Each reply as it arrives; ends when all have come or patience has. `timeout` is Flower's, and not used."""
+        asked = list(messages)
+        since = self._activations()
+        waiting = self._push(asked)
+        started = called = time.monotonic()
+        answered: dict[int, float] = {}
+        wait = SOONEST
+        while len(answered) < len(asked):
+            quiet = True
+            for reply in self._arrived([number for number, order in waiting.items() if _node(order) not in answered]):
+                order = waiting.pop(reply.metadata.reply_to_message_id)
+                if _node(order) not in answered:
+                    answered[_node(order)] = time.monotonic() - started
+                    quiet = False
+                    yield _from(reply, _node(order))
+            now = time.monotonic()
+            if now - started > self.patience.until(list(answered.values())):
+                return
+            if now - called > _ROLL_CALL:
+                orders = {_node(order): order for order in waiting.values() if _node(order) not in answered}
+                current = self._activations()
+                back = [again(orders[node]) for node in orders if current.get(node, "") != since.get(node, "")]
+                waiting |= self._push(back)
+                since, called = since | current, now
+            if quiet:
+                time.sleep(wait)
+            wait = min(wait * _SLOWER, LATEST) if quiet else SOONEST
+
+    def _push(self, messages: Sequence[Message]) -> dict[str, Message]:
+        """The SuperLink's number of each message."""
+        if not messages:
+            return {}
+        numbers = list(self.push_messages(messages))
+        self.ring()
+        return {str(number): message for number, message in zip(numbers, messages, strict=True)}
+
+    def _arrived(self, numbers: Sequence[str]) -> Iterator[Message]:
+        """The replies that are there by now, each fetched when it is asked for."""
+        there = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=numbers))
+        for head, tree in zip(there.messages_list, there.message_object_trees, strict=True):
+            yield self._fetched(head, tree)
+
+    def _fetched(self, head: ProtoMessage, tree: ObjectTree) -> Message:
+        if head.HasField("error"):
+            return message_from_proto(head)
+        pull = make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, self.run.run_id)
+        parts = [part.object_id for part in iterate_object_tree(tree)]
+        contents = pull_objects(parts, pull, initial_backoff=_OBJECT_PAUSE)
+        self._runtime_client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self.node, run_id=self.run.run_id, message_object_id=head.metadata.message_id
+            )
+        )
+        message: Message = inflate_object_from_contents(head.metadata.message_id, contents)
+        message.metadata.__dict__["_message_id"] = head.metadata.message_id
+        return message
+
+    def _activations(self) -> dict[int, str]:
+        """Node -> when it connected last; only those that are there now."""
+        return {node.node_id: node.last_activated_at for node in self.get_nodes()}
+
+
+def again(order: Message) -> Message:
+    """The same order as a new message. Whoever has connected anew since may have lost the first, or never seen it."""
+    metadata = order.metadata
+    return Message(order.content, metadata.dst_node_id, metadata.message_type, group_id=metadata.group_id)
+
+
+def _node(order: Message) -> int:
+    return int(order.metadata.dst_node_id)
+
+
+def _from(reply: Message, node: int) -> Message:
+    """An error that the SuperLink made in a site's place names that site's node as its source."""
+    if reply.has_error():
+        reply.metadata.__dict__["_src_node_id"] = node
+    return reply
