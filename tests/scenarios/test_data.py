@@ -41,6 +41,8 @@ from scenarios.public_sets import _mnist, pool
         ({"loader": "a.b:c"}, "data.site_names"),
         ({"loader": "a.b:c", "site_names": ("a",)}, "data.site_names"),
         ({"loader": "a.b:c", "site_names": ("a", "a")}, "data.site_names"),
+        ({"loader": "a.b:c", "site_names": ("a", "coordinator")}, "data.site_names"),
+        ({"loader": "a.b:c", "site_names": ("a", "../../b")}, "no name for a party"),
         ({"loader": "a.b:c", "site_names": ("a", "b"), "partition": "iid"}, "data.partition"),
         ({"loader": "a.b:c", "site_names": ("a", "b"), "sites": 3}, "data.sites"),
     ],
