@@ -21,7 +21,6 @@ from common.wire import from_hex, from_json, to_json
 
 REQUEST_CONTEXT = "veilfed.request.v1"
 KIT_CONTEXT = "veilfed.kit.v1"
-LARGEST_BYTES = 16 * 2**20  # of either file
 
 
 @dataclass(frozen=True)
@@ -103,6 +102,14 @@ class Kit:
         }
         return to_json(signed_table(KIT_CONTEXT, said, signers))
 
+    @staticmethod
+    def claimed_roots(data: bytes) -> tuple[Root, ...]:
+        """What the kit says are the roots, before anything of it is believed: for a person to compare."""
+        try:
+            return read_roots(SignedJson.of(from_json(data)).claim("roots").encode())  # type: ignore[attr-defined]
+        except AttributeError:
+            raise WireError("this is not a kit") from None
+
     @classmethod
     def read(cls, data: bytes, pinned: Root) -> "Kit":
         """The kit, signed by the newest root that this party pins and by all that the kit brings.
@@ -110,11 +117,7 @@ class Kit:
         Raises WireError for what is no kit, TrustError for one that is not of this consortium's root. Whether it
         fits this party's keys and what it holds already, only the party can say.
         """
-        table = SignedJson.of(from_json(data))
-        try:
-            roots = read_roots(table.claim("roots").encode())  # type: ignore[attr-defined]
-        except AttributeError:
-            raise WireError("this is not a kit") from None
+        table, roots = SignedJson.of(from_json(data)), cls.claimed_roots(data)
         keys = [pinned.key, *(root.key for root in roots)]
         said = table.said_by(KIT_CONTEXT, keys)
         try:
