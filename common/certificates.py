@@ -261,14 +261,6 @@ class Authority:
         return builder.sign(_ed25519(self.identity), None).public_bytes(Encoding.PEM)
 
 
-def revoked_serials(pem: bytes) -> frozenset[int]:
-    """Of one or several revocation lists in one file. Raises WireError."""
-    end = b"-----END X509 CRL-----\n"
-    with _explained("a revocation list"):
-        parts = [part + end for part in pem.split(end)[:-1]]
-        return frozenset(one.serial_number for part in parts for one in x509.load_pem_x509_crl(part))
-
-
 def now_utc() -> datetime:
     """The time as certificates tell it, in whole seconds."""
     return datetime.now(UTC).replace(microsecond=0)

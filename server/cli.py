@@ -1,4 +1,4 @@
-"""The commands of the coordinator's administrator, `veilfed server ...`, and of people with keys, `veilfed user ...`."""
+"""The commands of the coordinator's administrator, `veilfed server ...`, and for people's keys, `veilfed user ...`."""
 
 import argparse
 from collections.abc import Mapping

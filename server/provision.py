@@ -200,7 +200,10 @@ def rotate_root(
 ) -> Home:
     """A new root beside the old one: both in force, every client certified by the new, kits signed by both."""
     if len(authorities) > 1:
-        raise ConfigError("two roots are in force already", "veilfed server rotate-root --finish comes first")
+        raise ConfigError(
+            "two roots are in force already",
+            "send the kits (veilfed server renew writes them anew), then rotate-root --finish",
+        )
     taken = {path.stem for path in root.glob("*.key")}
     name = next(f"root-{number}" for number in range(2, len(taken) + 3) if f"root-{number}" not in taken)
     newer = _new_root(root, name, home.settings.name, passphrase, now)
