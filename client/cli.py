@@ -6,17 +6,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.commands import NotVerified, command, group, positive, show_fields
+from common.commands import NotVerified, command, confirm, group, positive, show_fields
 from common.errors import ConfigError, FederationError
 
 if TYPE_CHECKING:
     from client.site import Site
+    from common.certificates import Root
     from common.dp.ledger import Ledger
+    from common.enrolment import Request
 
 _LOCK_EXAMPLES = """examples:
   (umask 077; openssl rand -base64 32 > /media/keys/cleveland.pass)
   veilfed site lock /srv/veilfed/cleveland --passphrase-file /media/keys/cleveland.pass
 stopped half way: give the same command again; another passphrase: unlock, then lock
+"""
+_INIT_EXAMPLES = """examples:
+  veilfed site init /srv/veilfed/cleveland --name cleveland --server fl.example.org:8443
+  veilfed site init /srv/veilfed/cleveland --name cleveland --server fl.example.org:8443 \\
+    --passphrase-file /media/keys/cleveland.pass
+Send request.json to the coordinator, read the fingerprint out to its people by phone, and fill in site.toml.
+"""
+_JOIN_EXAMPLES = """examples:
+  veilfed site join /srv/veilfed/cleveland kit.json
+  veilfed site join /srv/veilfed/cleveland kit.json --root-fingerprint "01234 56789 01234 56789 01234 56789 01234 56789"
+The first time, the root's fingerprint is compared with what the coordinator's people say by phone. Later kits, of
+renewals, are checked against that root, and may be installed while a federation runs.
+"""
+_RENEW_EXAMPLES = """example: veilfed site renew /srv/veilfed/cleveland
+The keys stay. Send the new request.json to the coordinator and install the kit that comes back.
 """
 _PLAN_EXAMPLES = """examples:
   veilfed site ledger plan /srv/veilfed/cleveland study.toml
@@ -28,6 +45,20 @@ exit code 3 when the budget cannot bear it
 def add_commands(commands: Any) -> None:
     """Put `site` and what is under it among the commands of `veilfed`."""
     site = group(commands, "site", "what one site knows of itself, and keeps")
+    about = "make this site's keys, which never leave it, and the request to be let in"
+    init = command(site, "init", _init, show_fields, about, _INIT_EXAMPLES)
+    _on_directory(init)
+    init.add_argument("--name", required=True, metavar="NAME", help="what the consortium calls this site")
+    init.add_argument("--server", required=True, metavar="HOST:PORT", help="the coordinator's gateway")
+    _passphrase_file(init, required=False)
+    join = command(site, "join", _join, show_fields, "install the coordinator's kit", _JOIN_EXAMPLES)
+    _on_directory(join)
+    join.add_argument("kit", type=Path, metavar="KIT", help="the file that came from the coordinator")
+    join.add_argument("--root-fingerprint", metavar="DIGITS", help="of the root, as told by phone: 40 digits")
+    renew = command(site, "renew", _renew, show_fields, "ask for a new certificate", _RENEW_EXAMPLES)
+    _on_directory(renew)
+    renew.add_argument("--server", metavar="HOST:PORT", help="the coordinator's gateway, where that changed")
+
     ledger = group(site, "ledger", "what the records of this site have lost by now", "ACTION")
     for name, run, show, about, examples in (
         ("show", _show, _told, "verify the chain and print what was spent", "veilfed site ledger show DIR"),
@@ -45,19 +76,67 @@ def add_commands(commands: Any) -> None:
     about = "keep this site's keys encrypted under a passphrase, while its worker is stopped"
     lock = command(site, "lock", _lock, _show_lock, about, _LOCK_EXAMPLES)
     _on_directory(lock)
-    lock.add_argument(
-        "--passphrase-file",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="its first line opens the keys; mode 0600, on another disk than DIR; site.toml will name it",
-    )
+    _passphrase_file(lock, required=True)
     about, example = "leave this site's keys to their files' permissions again", "veilfed site unlock DIR"
     _on_directory(command(site, "unlock", _unlock, _show_lock, about, f"example: {example}"))
 
 
 def _on_directory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="the site's directory")
+
+
+def _passphrase_file(parser: argparse.ArgumentParser, required: bool) -> None:
+    about = "its first line opens the keys; mode 0600, on another disk than DIR; site.toml will name it"
+    parser.add_argument("--passphrase-file", type=Path, required=required, metavar="FILE", help=about)
+
+
+def _init(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.enroll import initialise
+    from common.addresses import Address
+
+    asked = initialise(chosen.directory, chosen.name, Address.parse(chosen.server), chosen.passphrase_file)
+    return _asked(chosen.directory, asked)
+
+
+def _renew(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.enroll import renew
+    from common.addresses import Address
+
+    return _asked(chosen.directory, renew(chosen.directory, Address.parse(chosen.server) if chosen.server else None))
+
+
+def _asked(directory: Path, request: "Request") -> Mapping[str, Any]:
+    return {
+        "site": request.name,
+        "server": str(request.server),
+        "fingerprint": request.fingerprint,
+        "request": str(directory / "request.json"),
+    }
+
+
+def _join(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.enroll import join
+    from common.certificates import now_utc
+
+    try:
+        data = chosen.kit.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{chosen.kit}: {error.strerror}", "give the file that came from the coordinator") from None
+    kit = join(chosen.directory, data, chosen.root_fingerprint, _confirm_root, now_utc())
+    return {
+        "site": kit.name,
+        "consortium": kit.consortium,
+        "server": str(kit.server),
+        "roster_version": kit.roster.version,
+        "sites": ", ".join(kit.roster.sites),
+        "certificate_ends": f"{kit.certificate.ends:%Y-%m-%d}",
+        "root_fingerprint": kit.roots[0].fingerprint,
+    }
+
+
+def _confirm_root(root: "Root") -> None:
+    facts = {"consortium": root.consortium, "root_fingerprint": root.fingerprint}
+    confirm(facts, "Do the coordinator's people, by phone, read out the same fingerprint?")
 
 
 def _show(chosen: argparse.Namespace) -> Mapping[str, Any]:

@@ -23,9 +23,7 @@ def lock(directory: Path, passphrase_file: Path) -> int:
 
     Raises ConfigError for a passphrase beside what it locks, TrustError when the site is locked with another one.
     """
-    place = passphrase_file.resolve()
-    if place.is_relative_to(directory.resolve()):
-        raise ConfigError(f"{place} lies in the site's own directory", "keep the passphrase on another disk")
+    place = outside(directory, passphrase_file)
     passphrase, key = read_passphrase(place), directory / "identity.key"
     secret = load_secret(key, None if is_open(key) else passphrase)
     for leftover in [*directory.glob(".*.part"), *directory.glob("runs/*/.*.part")]:
@@ -51,6 +49,14 @@ def unlock(directory: Path) -> int:
         changed += 1
     _name_passphrase_file(directory, "")
     return changed
+
+
+def outside(directory: Path, passphrase_file: Path) -> Path:
+    """The passphrase file's absolute path. Raises ConfigError where it lies beside what it locks."""
+    place = passphrase_file.resolve()
+    if place.is_relative_to(directory.resolve()):
+        raise ConfigError(f"{place} lies in the site's own directory", "keep the passphrase on another disk")
+    return place
 
 
 def _secrets(directory: Path) -> Iterator[Path]:

@@ -62,7 +62,7 @@ def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> Non
         content = base64.b64decode(str(head["bundle"]), validate=True)
     except (KeyError, ValueError):
         raise ProtocolError("an order to join came without a bundle") from None
-    plan, _ = bundle.opened(content, str(head.get("signature", "")), site.roster.bundle_keys)
+    plan, _ = bundle.opened(content, str(head.get("signature", "")), site.roster.bundles)
     if plan_hash(plan) != order.plan:
         raise ProtocolError("the order carries another plan than the signed bundle")
 

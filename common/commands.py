@@ -1,6 +1,7 @@
 """What every party's commands share: how they are declared, how rows are shown, how a wrong call is refused."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -49,6 +50,14 @@ def positive(text: str) -> int:
     if value < 1:
         raise ValueError
     return value
+
+
+def confirm(facts: Mapping[str, str], question: str) -> None:
+    """Show a person what to compare, on standard error, and go on only for the answer `yes`. Raises ConfigError."""
+    print(f"{show_fields(facts)}\n{question} [yes/no] ", end="", file=sys.stderr, flush=True)
+    answer = sys.stdin.readline().strip().lower()
+    if answer != "yes":
+        raise ConfigError(f"answered {answer or 'nothing'}, not yes", "nothing was changed")
 
 
 def show_rows(result: Mapping[str, Any]) -> str:

@@ -49,7 +49,7 @@ def load_secret(path: Path, passphrase: str | None) -> bytes:
     the same for every reason, if it does not open. With a passphrase only a locked file opens: nobody can slip in
     a key of their own by dropping the lock.
     """
-    content = _read_private(path)
+    content = read_private(path)
     if passphrase is None and content.startswith(_PLAIN):
         return content[len(_PLAIN) :]
     if passphrase is None and content.startswith(_LOCKED):
@@ -63,10 +63,22 @@ def load_secret(path: Path, passphrase: str | None) -> bytes:
     raise _does_not_open(path)
 
 
+def read_private(path: Path) -> bytes:
+    """A file that only its owner may read. Raises ConfigError naming it, and the next step."""
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            if mode & ~_OWNER_ONLY:
+                raise ConfigError(f"{path} has mode {mode:04o}: others may use this secret", f"chmod 600 {path}")
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", "name a key file that this account may read") from error
+
+
 def read_passphrase(path: Path) -> str:
     """The first line of a file that only its owner may read. Raises ConfigError when it is not there or empty."""
     try:
-        lines = _read_private(path).decode().splitlines()
+        lines = read_private(path).decode().splitlines()
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is no text in UTF-8", "put the passphrase on its first line") from None
     if not lines or not lines[0]:
@@ -96,7 +108,7 @@ class AtRest:
 
     def load(self, path: Path) -> bytes:
         """What `save` put there. Raises as `load_secret` does; a sealed file opens only under its own name."""
-        content = _read_private(path)
+        content = read_private(path)
         if self._key is None and content.startswith(_SEALED):
             raise ConfigError(f"{path} is sealed, this site is not locked", "lock it again: veilfed site lock --help")
         if self._key is None:
@@ -112,7 +124,7 @@ class AtRest:
 
 def is_open(path: Path) -> bool:
     """Whether the secret in that file is kept by the file's permissions alone."""
-    return _read_private(path).startswith(_PLAIN)
+    return read_private(path).startswith(_PLAIN)
 
 
 def _does_not_open(path: Path) -> TrustError:
@@ -127,14 +139,3 @@ def _lock(passphrase: str, header: bytes) -> AESGCM:
     salt = header[len(_LOCKED) :]
     text = unicodedata.normalize("NFC", passphrase).encode()  # keyboards differ in how they spell an accent
     return AESGCM(Scrypt(salt=salt, length=32, n=2**15, r=8, p=1).derive(text))
-
-
-def _read_private(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & ~_OWNER_ONLY:
-                raise ConfigError(f"{path} has mode {mode:04o}: others may use this secret", f"chmod 600 {path}")
-            return file.read()
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}", "name a key file that this account may read") from error

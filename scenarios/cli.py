@@ -14,6 +14,7 @@ from client import cli as site_cli
 from common.commands import NotVerified, Parser, command, group, show_rows
 from common.errors import ConfigError, FederationError
 from scenarios.bench import cli as bench_cli
+from server import cli as server_cli
 
 if TYPE_CHECKING:
     from scenarios.simulation import Simulation
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_federation(check)
 
     site_cli.add_commands(commands)
+    server_cli.add_commands(commands)
     bench_cli.add_commands(commands)
     return parser
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from client.datasets import Records, read_heart
 from common.errors import ConfigError
 from common.federation import require
+from common.roster import COORDINATOR, require_name
 from scenarios.public_sets import EXTRACTED_INPUTS, HEART_TABLE, PUBLIC_SETS, Features, Pool, PublicSet, pool
 
 Partition = Literal["natural", "iid", "dirichlet", "quantity"]
@@ -68,6 +69,9 @@ class DataSettings:
         names = self.site_names
         require(len(names) >= 2, "data.site_names", names, "two or more sites, where the loader is your own")
         require(all(names) and len(set(names)) == len(names), "data.site_names", names, "different, non-empty names")
+        require(COORDINATOR not in names, "data.site_names", names, f"names of sites; {COORDINATOR!r} is none")
+        for name in names:
+            require_name(name)
         require(self.sites in (0, len(names)), "data.sites", self.sites, f"{len(names)}, as data.site_names, or 0")
 
     def _check_public(self, known: PublicSet) -> None:

@@ -1,10 +1,11 @@
 """A simulation: its settings, and the directories of every party set up on one machine.
 
 OUT/simulation.json    the settings          OUT/coordinator/runs/RUN/   what the coordinator keeps
-OUT/sites/NAME/        one site's own disk   OUT/report.html, OUT/report.json
+OUT/sites/NAME/        one site's own disk   OUT/consortium/        the root of this simulation alone
+OUT/report.html, OUT/report.json
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import tomli_w
 
 from client.policy import SitePolicy
 from client.site import Site, SiteData, SiteSettings
+from common.certificates import Authority, Root, now_utc
 from common.config import fill, to_table
 from common.dp.cost import calibrated, noise_shares
 from common.encoding import public_scale
@@ -21,7 +23,7 @@ from common.federation import Plan, require
 from common.files import write_atomically
 from common.keystore import load_secret, save_secret
 from common.models import build, layer_sizes
-from common.roster import COORDINATOR, Roster
+from common.roster import COORDINATOR, Roster, install
 from common.signing import Identity
 from common.wire import from_json, to_json
 from scenarios.data import DataSettings, public_shape, site_loader, site_names
@@ -84,8 +86,7 @@ def set_up(simulation: Simulation, out: Path) -> Workplace:
     identities = {place.name: _identity(place) for place in sites}
     coordinator = _identity(out / "coordinator")
     keys = {name: identity.public for name, identity in identities.items()} | {COORDINATOR: coordinator.public}
-    for place in (*sites, out / "coordinator"):
-        write_atomically(place / "roster.json", Roster(keys).to_bytes())
+    hand_out_roster(out / "consortium", keys, (*sites, out / "coordinator"))
     for place in sites:
         write_atomically(place / "site.toml", tomli_w.dumps(to_table(_site_settings(simulation, place.name))).encode())
     store = RunStore.create(out / "coordinator", _fitted(simulation, [Site.open(place) for place in sites]))
@@ -107,9 +108,26 @@ def reopen(out: Path) -> Workplace:
     return Workplace(out, simulation, out / "coordinator" / "runs" / stored["run"], sites)
 
 
-def _identity(place: Path) -> Identity:
+def hand_out_roster(consortium: Path, keys: Mapping[str, bytes], parties: Sequence[Path]) -> None:
+    """Into every party's directory, signed by the root in `consortium`, which is made where there is none.
+
+    The version grows where the keys changed, so that parties which are there already follow.
+    """
+    identity, certificate, kept = _identity(consortium, "root.key"), consortium / "root.crt", consortium / "roster.json"
+    if not certificate.exists():
+        write_atomically(certificate, Authority.make(identity, "simulation", now_utc()).root.pem)
+    root = Root.read(certificate.read_bytes())
+    roster = Roster(keys, root.consortium)
+    if kept.exists():
+        held = Roster.read(kept)
+        roster = held if held.keys == keys else replace(held, keys=keys, version=held.version + 1)
+    for place in (consortium, *parties):
+        install(place, roster.signed([identity]), [root])
+
+
+def _identity(place: Path, name: str = "identity.key") -> Identity:
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = place / "identity.key"
+    path = place / name
     if not path.exists():
         save_secret(path, Identity.generate().private_bytes(), None)
     return Identity.from_private_bytes(load_secret(path, None))

@@ -25,7 +25,8 @@ from common import bundle
 from common.errors import FederationError, ProtocolError, WireError
 from common.wire import from_hex
 from server.app import coordinate
-from server.home import Home
+from common.roster import Roster
+from server.loopback import Loopback
 from server.outcome import report_of
 from server.polling import Patience, PollingGrid
 from server.report import write_report
@@ -46,8 +47,8 @@ class Task:
     settings: Mapping[str, Any]
 
     @classmethod
-    def taken(cls, home: Home, token: str) -> "Task":
-        grid = PollingGrid(home.superlink, root_certificates=home.roots, token=token)
+    def taken(cls, loopback: Loopback, token: str) -> "Task":
+        grid = PollingGrid(loopback.address, root_certificates=loopback.roots, token=token)
         given = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         run, fab = run_from_proto(given.run), fab_from_proto(given.fab)
         grid.set_run(run)
@@ -66,16 +67,16 @@ class Task:
         self.grid.close()
 
 
-def conduct(home: Home, task: Task) -> None:
+def conduct(home: Path, task: Task) -> None:
     """The run from wherever its store says it stopped, to its report. Raises FederationError when it cannot go on."""
-    roster = home.roster()
-    plan, signer = bundle.opened(task.content, str(task.settings.get("signature", "")), roster.bundle_keys)
-    store = RunStore.begin(home.directory, _run_of(task.settings), plan)
+    roster = Roster.read(home / "roster.json")
+    plan, signer = bundle.opened(task.content, str(task.settings.get("signature", "")), roster.bundles)
+    store = RunStore.begin(home, _run_of(task.settings), plan)
     log.info("run %s: a bundle signed by %s", store.run.hex(), signer.hex()[:16])
     required = plan.federation.min_cohort
     if plan.encryption.preset != "none":
         required = max(required, plan.encryption.threshold_of(len(roster.sites)))
-    task.grid.patience, task.grid.ring = Patience(required), home.ring_bell
+    task.grid.patience, task.grid.ring = Patience(required), Loopback(home).ring
     task.say("begun", {"run": store.run.hex(), "rounds": plan.last_round, "closed": len(store.rounds())})
     outcome = coordinate(task.grid, store, lambda record: task.say("round", dict(record)))
     report = report_of(store, outcome.links, "deploy") | {"report": str(store.directory / "report.html")}
@@ -96,7 +97,7 @@ def _run_of(settings: Mapping[str, Any]) -> bytes:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m server.conductor", description=__doc__)
     parser.add_argument("home", type=Path)
-    home = Home(parser.parse_args(arguments).home)
+    home = parser.parse_args(arguments).home
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "flwr"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -104,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     token = sys.stdin.readline().strip()
     if not token:
         return 0
-    task = Task.taken(home, token)
+    task = Task.taken(Loopback(home), token)
     beats = HeartbeatSender(make_task_heartbeat_fn_http(task.grid._runtime_client))
     beats.start()
     failed: FederationError | None = None

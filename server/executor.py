@@ -20,7 +20,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 
 from common.errors import FederationError
 from server.conductor import READY
-from server.home import Home
+from server.loopback import Loopback
 
 _POLL_SECONDS = 0.4
 _PAUSE_SECONDS = 2.0  # before the SuperLink is tried again
@@ -31,7 +31,7 @@ log = logging.getLogger("veilfed.executor")
 class Conductors:
     """One warm process in reserve."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Path) -> None:
         self._home = home
         self._spare = self._started()
 
@@ -48,20 +48,21 @@ class Conductors:
         Thread(target=chosen.wait, daemon=True).start()  # no zombie stays behind
 
     def _started(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "server.conductor", str(self._home.directory)]
+        command = [sys.executable, "-m", "server.conductor", str(self._home)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
 
 
-def run(home: Home) -> None:
+def run(home: Path) -> None:
     """For ever."""
     conductors = Conductors(home)
+    loopback = Loopback(home)
     client = RuntimeHttpClient(
-        f"https://{home.superlink}",
+        f"https://{loopback.address}",
         interceptors=[
             RuntimeVersionHttpInterceptor(component_name="SuperExec"),
-            SuperExecAuthHttpInterceptor(master_secret=home.superexec_secret, protected_methods=_PROTECTED),
+            SuperExecAuthHttpInterceptor(master_secret=loopback.secret, protected_methods=_PROTECTED),
         ],
-        verify=home.tls(),
+        verify=loopback.tls(),
     )
     while True:
         try:
@@ -79,7 +80,7 @@ def run(home: Home) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m server.executor", description=__doc__)
     parser.add_argument("home", type=Path)
-    home = Home(parser.parse_args(arguments).home)
+    home = parser.parse_args(arguments).home
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.consortium import People
+
 _connect = socket.socket.connect
 os.environ.update(
     {
@@ -43,3 +45,9 @@ def place(tmp_path: Path) -> Path:
     directory = tmp_path / "place"
     directory.mkdir()
     return directory
+
+
+@pytest.fixture
+def people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> People:
+    """Nobody knows anybody yet."""
+    return People(tmp_path, monkeypatch, capsys)

@@ -11,6 +11,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors.numpy import save
 
 from client.site import Site, SiteSettings
 from common.append_log import AppendLog
+from common.certificates import Authority, now_utc
 from common.config import fill, load_table, to_table
 from common.errors import FederationError, TrustError
 from common.federation import Plan
@@ -36,9 +38,12 @@ from common.he.shares import SHARE_BYTES, combine_shares, split_secret
 from common.keystore import load_secret, save_secret
 from common.masking import Lifting, Offer, Published, split_package
 from common.model_state import ModelState, ModelVersion
+from common.roster import CONTEXT as ROSTER_CONTEXT
 from common.roster import COORDINATOR, Roster
+from common.signed_json import signed_table
 from common.signing import Identity
 from common.signing import verify as check
+from common.tls_keys import TlsKey
 from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, plan_hash, to_json
 from scenarios.simulation import Simulation
 from server.aggregate_encrypted import BlindSum
@@ -266,7 +271,21 @@ def test_logs(memory, signed):
 
 
 def test_rosters(memory):
-    fuzz(bytes_like([ROSTER.to_bytes(), b"[" * 100_000]), written(memory / "roster.json", Roster.read))
+    """Broken in its bytes, and well signed but with anything inside, beside a file of roots that may be broken too."""
+    path, root = memory / "roster.json", Identity.generate()
+    authority = Authority.make(root, "consortium", now_utc())
+    nodes = {"alice": TlsKey.generate().public}
+    good = replace(ROSTER, nodes=nodes, bundles=(bytes(32),), revoked=frozenset({"bob"})).signed([root])
+    path.with_name("roots.pem").write_bytes(authority.root.pem)
+    Roster.read(written(path, lambda path: path)(to_json(good)))
+    fuzz(bytes_like([to_json(good), b"[" * 100_000]), written(path, Roster.read))
+
+    def signed(said: dict[str, Any]) -> Roster:
+        return Roster.opened(signed_table(ROSTER_CONTEXT, said, [root]), [authority.root])
+
+    fuzz(tables_like([good["said"]]), signed)
+    path.write_bytes(to_json(good))
+    fuzz(bytes_like([authority.root.pem * 2]), written(path.with_name("roots.pem"), lambda _: Roster.read(path)), 0.02)
 
 
 def test_key_files(memory):

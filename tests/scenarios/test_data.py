@@ -41,6 +41,7 @@ from scenarios.public_sets import _mnist, pool
         ({"loader": "a.b:c"}, "data.site_names"),
         ({"loader": "a.b:c", "site_names": ("a",)}, "data.site_names"),
         ({"loader": "a.b:c", "site_names": ("a", "a")}, "data.site_names"),
+        ({"loader": "a.b:c", "site_names": ("a", "coordinator")}, "data.site_names"),
         ({"loader": "a.b:c", "site_names": ("a", "b"), "partition": "iid"}, "data.partition"),
         ({"loader": "a.b:c", "site_names": ("a", "b"), "sites": 3}, "data.sites"),
     ],
@@ -49,6 +50,12 @@ def test_an_impossible_setting_is_refused_by_its_key(values, key):
     with pytest.raises(ConfigError, match=f"^{key} = ") as caught:
         DataSettings(**values)
     assert caught.value.hint.startswith("allowed: ")
+
+
+@pytest.mark.parametrize("name", ["../../b", "b/c", ".b", "B", "b c", "b" * 65])
+def test_a_site_that_cannot_be_a_directory_is_refused(name):
+    with pytest.raises(ConfigError, match="no name for a party"):
+        DataSettings("a.b:c", site_names=("a", name))
 
 
 def test_names_of_sites():
