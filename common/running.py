@@ -32,14 +32,14 @@ def held(directory: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def running(directory: Path) -> bool:
-    """Whether somebody holds the directory now."""
+def running(directory: Path) -> int | None:
+    """The process that holds the directory now, if somebody does."""
     try:
         descriptor = os.open(directory / "run" / "lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
+    except OSError:
+        return None
     try:
-        return not _lock(descriptor)
+        return None if _lock(descriptor) else _holder(descriptor)
     finally:
         os.close(descriptor)
 

@@ -63,10 +63,11 @@ class Child:
 
 
 def supervise(
-    directory: Path, children: Sequence[Child], report: Callable[[str], None], grace_seconds: float = 10.0
+    directory: Path, children: Callable[[], Sequence[Child]], report: Callable[[str], None], grace_seconds: float = 10.0
 ) -> None:
     """Run the children in their order, each after those before it were ready, until SIGTERM or SIGINT; leave none.
 
+    children: is asked once, when the directory is held and nothing runs in it.
     Raises ConfigError when another supervisor holds the directory, or when a child ends three times before it was ever
     ready; its last words are in the message.
     """
@@ -74,18 +75,34 @@ def supervise(
     (directory / "logs").mkdir(mode=0o700, exist_ok=True)
     os.umask(0o077)
     with held(directory) as lock, _woken_by_signals() as (wake, asked_to_stop):
-        _Supervisor(directory, children, report, grace_seconds, lock, wake, asked_to_stop).run()
+        _Supervisor(directory, children(), report, grace_seconds, lock, wake, asked_to_stop).run()
 
 
 def status(directory: Path) -> Mapping[str, Any]:
-    """What the supervisor of a directory last wrote of its children; `running` is whether there is one now."""
+    """Whether a directory is `running`, and what its supervisor last wrote of its children: `rows`."""
+    holder = running(directory)
     try:
         written = json.loads((directory / "run" / "status.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        written = {"children": []}
+        written = {"pid": None, "rows": []}
     except (OSError, ValueError) as error:
         raise ConfigError(f"{directory}/run/status.json cannot be read: {error}") from None
-    return {"running": running(directory), **written}
+    current = written["pid"] == holder  # else it is of an earlier one
+    return {"running": holder is not None, "pid": holder, "rows": written["rows"] if current else []}
+
+
+def require_ready(found: Mapping[str, Any], how_to_start: str) -> None:
+    """Returns if all that `status` found is ready. Raises ConfigError naming what is not."""
+    if not found["running"]:
+        raise ConfigError("it is not running", how_to_start)
+    late = [one for one in found["rows"] if one["state"] != "ready"]
+    if late or not found["rows"]:
+        told = (
+            "it has just been started"
+            if not late
+            else "; ".join(f"{one['name']} is {one['state']} {one['last_exit']}".rstrip() for one in late)
+        )
+        raise ConfigError(told, "its words are in logs/NAME.log")
 
 
 def delay_seconds(failures: int) -> float:
@@ -137,7 +154,7 @@ class _Supervisor:
         self._undertaker = Undertaker(lock, grace_seconds)
         self._selector = selectors.DefaultSelector()
         self._selector.register(wake, selectors.EVENT_READ)
-        self._began, self._written = time.time(), ""
+        self._written = ""
 
     def run(self) -> None:
         """Until asked to stop, or until a child turns out to be unable to start."""
@@ -169,6 +186,8 @@ class _Supervisor:
             if not one.is_ready and one.child.ready():
                 one.is_ready = one.was_ready = True
                 self._report(f"{one.child.name} is ready")
+                if one is self._all[-1] and one.restarts == 0:
+                    self._report("all are ready")
             self._look_at_files(one)
 
     def _start(self, one: _Running) -> None:
@@ -298,7 +317,7 @@ class _Supervisor:
                 one.log.take(name, data)
 
     def _write_status(self) -> None:
-        children = [
+        rows = [
             {
                 "name": one.child.name,
                 "state": one.state,
@@ -308,7 +327,7 @@ class _Supervisor:
             }
             for one in self._all
         ]
-        text = json.dumps({"pid": os.getpid(), "started": self._began, "children": children}, indent=1)
+        text = json.dumps({"pid": os.getpid(), "rows": rows}, indent=1)
         if text != self._written:
             with suppress(OSError):  # a full disk stops nobody's work
                 write_atomically(self._directory / "run" / "status.json", text.encode())

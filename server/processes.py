@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from common.ports import LOOPBACK, accepts, free_port, is_free
 from common.supervisor import Child, environment, module
 from server.gateway.configuration import Gateway, Listen, nginx_conf
 
+EXECUTOR = "server.executor"
 _WHERE_NGINX_MAY_BE = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"  # not on everybody's PATH
 _QUIET_FLOWER = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -30,20 +32,25 @@ class Ports:
     status: int
 
     @classmethod
-    def kept(cls, home: Path) -> "Ports":
-        """Those of the last start while they are free, else new ones, kept in run/ports.json."""
+    def read(cls, home: Path) -> "Ports":
+        """Those in force. Raises ConfigError when the coordinator was never started."""
         path = home / "run" / "ports.json"
         try:
-            ports = fill(cls, json.loads(path.read_text(encoding="utf-8")))
+            return fill(cls, json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}", f"veilfed server start {home}") from None
+
+    @classmethod
+    def kept(cls, home: Path) -> "Ports":
+        """Those of the last start while they are free, else new ones, kept in run/ports.json."""
+        with suppress(ConfigError):
+            ports = cls.read(home)
             if all(is_free(LOOPBACK, port) for port in asdict(ports).values()):
                 return ports
-        except (OSError, ValueError, ConfigError):
-            pass
         chosen: dict[str, int] = {}
         for field in fields(cls):
             chosen[field.name] = free_port(chosen.values())
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        write_atomically(path, json.dumps(chosen, indent=1).encode())
+        write_atomically(home / "run" / "ports.json", json.dumps(chosen, indent=1).encode())
         return cls(**chosen)
 
 
@@ -53,7 +60,7 @@ def processes(home: Path, listen: Listen, ports: Ports) -> tuple[Child, ...]:
         superlink(home, ports),
         gateway(Gateway(home, listen, ports.superlink, ports.status)),
         Child("nodes", module("server.nodes", str(home)), _for_flower(home)),
-        Child("executor", module("server.executor", str(home)), _for_flower(home)),
+        Child("executor", module(EXECUTOR, str(home)), _for_flower(home)),
     )
 
 

@@ -48,7 +48,7 @@ children = [
     for one in said
 ]
 try:
-    supervise(place, children, lambda line: print(line, file=sys.stderr, flush=True), grace_seconds=1.0)
+    supervise(place, lambda: children, lambda line: print(line, file=sys.stderr, flush=True), grace_seconds=1.0)
 except FederationError as error:
     print(error.message, flush=True)
     sys.exit(error.exit_code)
@@ -95,10 +95,10 @@ class Supervised:
         return file.read_text().count("up") if file.exists() else 0
 
     def pid_of(self, name: str) -> int | None:
-        return next((one["pid"] for one in status(self.place)["children"] if one["name"] == name), None)
+        return next((one["pid"] for one in status(self.place)["rows"] if one["name"] == name), None)
 
     def state_of(self, name: str) -> str:
-        return next((one["state"] for one in status(self.place)["children"] if one["name"] == name), "")
+        return next((one["state"] for one in status(self.place)["rows"] if one["name"] == name), "")
 
     def log(self, name: str) -> list[dict[str, str]]:
         file = self.place / "logs" / f"{name}.log"
@@ -134,7 +134,7 @@ def test_a_killed_child_is_back_and_what_it_forked_is_gone(two):
     after = supervised.marked()
     assert len(before & after) == 2  # the other child and its fork were left alone
     assert supervised.pid_of("one") != first
-    assert next(one for one in status(supervised.place)["children"] if one["name"] == "one")["restarts"] == 1
+    assert next(one for one in status(supervised.place)["rows"] if one["name"] == "one")["restarts"] == 1
 
 
 def test_sigterm_leaves_nothing_not_even_what_ignores_it(two):
