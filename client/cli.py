@@ -2,11 +2,12 @@
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.commands import NotVerified, command, confirm, group, positive, show_fields
+from common.commands import NotVerified, command, confirm, group, positive, show_fields, show_rows
 from common.errors import ConfigError, FederationError
 
 if TYPE_CHECKING:
@@ -40,11 +41,20 @@ _PLAN_EXAMPLES = """examples:
   veilfed site ledger plan /srv/veilfed/cleveland study.toml --sites 12
 exit code 3 when the budget cannot bear it
 """
+_START_EXAMPLES = """example: veilfed site start /srv/veilfed/cleveland
+Runs until it gets SIGTERM: the worker, which has the records and no network, and the node, which has the network and no
+records. What they say is in DIR/logs. A renewed certificate is taken up by itself.
+"""
 
 
 def add_commands(commands: Any) -> None:
     """Put `site` and what is under it among the commands of `veilfed`."""
     site = group(commands, "site", "what one site knows of itself, and keeps")
+    about = "run this site: its worker and its node, restarted when they fail"
+    _on_directory(command(site, "start", _start, show_fields, about, _START_EXAMPLES))
+    about, example = "whether all of it runs: exit code 0 if so, 2 if not", "veilfed site status DIR --json"
+    _on_directory(command(site, "status", _status, show_rows, about, f"example: {example}"))
+
     about = "make this site's keys, which never leave it, and the request to be let in"
     init = command(site, "init", _init, show_fields, about, _INIT_EXAMPLES)
     _on_directory(init)
@@ -88,6 +98,19 @@ def _on_directory(parser: argparse.ArgumentParser) -> None:
 def _passphrase_file(parser: argparse.ArgumentParser, required: bool) -> None:
     about = "its first line opens the keys; mode 0600, on another disk than DIR; site.toml will name it"
     parser.add_argument("--passphrase-file", type=Path, required=required, metavar="FILE", help=about)
+
+
+def _start(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.start import start
+
+    start(chosen.directory, lambda line: print(f"veilfed: {line}", file=sys.stderr, flush=True))
+    return {"stopped": str(chosen.directory)}
+
+
+def _status(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.start import known
+
+    return known(chosen.directory)
 
 
 def _init(chosen: argparse.Namespace) -> Mapping[str, Any]:

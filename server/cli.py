@@ -1,12 +1,13 @@
 """The commands of the coordinator's administrator, `veilfed server ...`, and for people's keys, `veilfed user ...`."""
 
 import argparse
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.certificates import ROLES, now_utc
-from common.commands import command, confirm, group, show_fields
+from common.commands import command, confirm, group, show_fields, show_rows
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,11 +55,22 @@ _ROTATE = """examples:
   veilfed server rotate-root --home /srv/veilfed              a new root beside the old one; send all kits
   veilfed server rotate-root --home /srv/veilfed --finish     once every site has installed its kit
 """
+_START = """example: veilfed server start /srv/veilfed
+Runs until it gets SIGTERM: nginx (apt install nginx), Flower's SuperLink behind it and what runs the jobs. Their words
+are in /srv/veilfed/logs. Renewed certificates, a new roster and new revocations are taken up without a restart.
+"""
+_STATUS = """example: veilfed server status /srv/veilfed --json
+exit code 0 if all is ready, 2 if not
+"""
 
 
 def add_commands(commands: Any) -> None:
     """Put `server` and `user`, and what is under them, among the commands of `veilfed`."""
     server = group(commands, "server", "the coordinator: found a consortium, let in, renew, put out")
+    about = "run the coordinator: gateway, SuperLink and executor, restarted when they fail"
+    _at_directory(command(server, "start", _start, show_fields, about, _START))
+    _at_directory(command(server, "status", _status, _show_status, "whether all of it runs", _STATUS))
+
     about = "found a consortium: its root, the coordinator's keys and certificates, the first administrator"
     init = command(server, "init", _init, show_fields, about, _INIT)
     init.add_argument("consortium", type=Path, metavar="CONSORTIUM.toml", help="its name, address and people")
@@ -100,6 +112,10 @@ def add_commands(commands: Any) -> None:
     person.add_argument("--name", required=True, metavar="NAME")
 
 
+def _at_directory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the coordinator's home")
+
+
 def _at_home(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--home", type=Path, required=True, metavar="DIR", help="the coordinator's home")
     parser.add_argument("--root", type=Path, metavar="DIR", help="where the root's key is (default: HOME/root)")
@@ -113,6 +129,24 @@ def _passphrase(parser: argparse.ArgumentParser) -> None:
 
 def _yes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="the fingerprint was compared: do not ask")
+
+
+def _start(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from server.start import start
+
+    start(chosen.directory, lambda line: print(f"veilfed: {line}", file=sys.stderr, flush=True))
+    return {"stopped": str(chosen.directory)}
+
+
+def _status(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from server.start import known
+
+    return known(chosen.directory)
+
+
+def _show_status(result: Mapping[str, Any]) -> str:
+    facts = {name: value for name, value in result.items() if name != "rows"}
+    return f"{show_fields(facts)}\n{show_rows(result)}"
 
 
 def _init(chosen: argparse.Namespace) -> Mapping[str, Any]:

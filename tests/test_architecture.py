@@ -18,6 +18,7 @@ HOMES = {
         "client/app.py",
         "server/app.py",
         "server/links.py",
+        "server/nodes.py",
         "server/strategy.py",
         "server/encrypted_rounds.py",
         "scenarios/grid.py",

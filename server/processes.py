@@ -1,0 +1,112 @@
+"""What runs at the coordinator: the list of its processes, and the ports at which they find each other."""
+
+import json
+import shutil
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from common.config import fill
+from common.errors import ConfigError
+from common.files import write_atomically
+from common.ports import LOOPBACK, accepts, free_port, is_free
+from common.supervisor import Child, environment, module
+from server.gateway.configuration import Gateway, Listen, nginx_conf
+
+EXECUTOR = "server.executor"
+_WHERE_NGINX_MAY_BE = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"  # not on everybody's PATH
+_QUIET_FLOWER = {
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+}
+
+
+@dataclass(frozen=True)
+class Ports:
+    """On the loopback. superlink: Flower's HTTPS. health: its gRPC health service. status: nginx's counters."""
+
+    superlink: int
+    health: int
+    status: int
+
+    @classmethod
+    def read(cls, home: Path) -> "Ports":
+        """Those in force. Raises ConfigError when the coordinator was never started."""
+        path = home / "run" / "ports.json"
+        try:
+            return fill(cls, json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read: {error}", f"veilfed server start {home}") from None
+
+    @classmethod
+    def kept(cls, home: Path) -> "Ports":
+        """Those of the last start while they are free, else new ones, kept in run/ports.json."""
+        with suppress(ConfigError):
+            ports = cls.read(home)
+            if all(is_free(LOOPBACK, port) for port in asdict(ports).values()):
+                return ports
+        chosen: dict[str, int] = {}
+        for field in fields(cls):
+            chosen[field.name] = free_port(chosen.values())
+        write_atomically(home / "run" / "ports.json", json.dumps(chosen, indent=1).encode())
+        return cls(**chosen)
+
+
+def processes(home: Path, listen: Listen, ports: Ports) -> tuple[Child, ...]:
+    """In the order of their starting. Writes what nginx reads."""
+    return (
+        superlink(home, ports),
+        gateway(Gateway(home, listen, ports.superlink, ports.status)),
+        Child("nodes", module("server.nodes", str(home)), _for_flower(home)),
+        Child("executor", module(EXECUTOR, str(home)), _for_flower(home)),
+    )
+
+
+def superlink(home: Path, ports: Ports) -> Child:
+    """Flower's SuperLink: on the loopback, over TLS, for registered node keys, starting no programs of its own."""
+    certificate, key = home / "tls" / "superlink.crt", home / "tls" / "superlink.key"
+    argv = (
+        str(Path(sys.executable).with_name("flower-superlink")),
+        *("--host", LOOPBACK, "--port", str(ports.superlink)),
+        *("--ssl-ca-certfile", str(home / "roots.pem"), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(home / "superexec.secret")),
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        *("--database", str(home / "superlink.db")),
+        *("--health-server-address", f"{LOOPBACK}:{ports.health}"),
+    )
+    return Child(
+        "superlink",
+        argv,
+        _for_flower(home),
+        ready=lambda: accepts(LOOPBACK, ports.superlink),
+        restart_on=(certificate, key),
+    )
+
+
+def gateway(settings: Gateway) -> Child:
+    """nginx, its configuration written anew."""
+    (settings.folder / "temp").mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomically(settings.folder / "nginx.conf", nginx_conf(settings).encode())
+    near = LOOPBACK if settings.listen.host == "0.0.0.0" else settings.listen.host  # noqa: S104 - asks, does not bind
+    return Child(
+        "gateway",
+        (find_nginx(), "-p", str(settings.folder), "-c", "nginx.conf"),
+        environment(),
+        ready=lambda: accepts(near, settings.listen.port),
+        reload_on=settings.watched,
+    )
+
+
+def find_nginx() -> str:
+    """The program. Raises ConfigError when there is none."""
+    found = shutil.which("nginx") or shutil.which("nginx", path=_WHERE_NGINX_MAY_BE)
+    if found is None:
+        raise ConfigError("nginx is not installed here", "install it, e.g. apt install nginx, and start again")
+    return found
+
+
+def _for_flower(home: Path) -> dict[str, str]:
+    return environment(FLWR_HOME=str(home / "flower"), **_QUIET_FLOWER)
