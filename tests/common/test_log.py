@@ -66,9 +66,9 @@ def test_an_event_is_one_line_of_json(told):
 
 def test_a_field_that_nobody_listed_is_told_by_name_only(told):
     log, lines = told
-    say(log, "joined", identity_key=KEY.hex(), passphrase="open sesame", site="adler")
+    say(log, "joined", identity_key=KEY.hex(), salt="open sesame", site="adler")
     (line,) = lines()
-    assert line["not_told"] == ["identity_key", "passphrase"]
+    assert line["not_told"] == ["identity_key", "salt"]
     assert "sesame" not in json.dumps(line)
     assert line["site"] == "adler"
     assert KEY.hex() not in json.dumps(line)
