@@ -122,6 +122,20 @@ def decode(data: bytes, public_key_of: Callable[[str], bytes]) -> Envelope:
     return envelope
 
 
+def label(data: Bytes) -> tuple[Kind, bytes, int]:
+    """Kind, run and round that a message says it has. Nothing is verified: for logs and counters alone.
+
+    Raises WireError when there is no header.
+    """
+    try:
+        magic, version, kind, run, round_number, *_ = _FIXED.unpack_from(data)
+        if (magic, version) == (_MAGIC, VERSION):
+            return Kind(kind), run, round_number
+    except (struct.error, ValueError):
+        pass
+    raise WireError("not a Veilfed message of this version")
+
+
 def header_bytes(sender: str) -> int:
     """What an envelope adds to its body."""
     return _FIXED.size + len(sender.encode()) + _LENGTH.size + _SIGNATURE_BYTES

@@ -27,6 +27,7 @@ HOMES = {
     "tenseal": {"common/he/scheme.py"},
     "dp_accounting": {"common/dp/accounting.py"},
     "ray": {"scenarios/engines.py"},
+    "prometheus_client": {"common/monitoring.py"},
 }
 FOLDERS_OF = {"opacus": ("client/",), "torch": ("client/", "common/models.py"), "safetensors": ("common/", "server/")}
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}

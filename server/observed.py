@@ -1,0 +1,82 @@
+"""The coordinator watched by its administrator: each round and each end of a run, in the log and as numbers.
+
+The numbers are made of the round records alone: so they say what the coordinator sees anyway (who, when, how many
+bytes) and what the plan declares public, no more.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.log import say, say_error
+from common.monitoring import expiry_of, expose
+from common.telemetry import Meter, Number, reason
+
+if TYPE_CHECKING:
+    from server.app import Outcome
+
+log = logging.getLogger("veilfed.executor")
+NUMBERS = "run/executor.numbers"  # below the coordinator's directory
+_CERTIFICATES = {"gateway": "tls/gateway.crt", "superlink": "tls/superlink.crt", "root": "root/root.crt"}
+
+
+class Watch:
+    """One run, watched: `round_closed` and `ended` are what `server.app.build_app` takes."""
+
+    def __init__(self, directory: Path, run: str) -> None:
+        """directory: the coordinator's. run: as in the names of directories, hexadecimal."""
+        self._meter, self._run = Meter(directory / NUMBERS), run
+        self._bytes: Mapping[str, int] = {}  # as of the last round: a record has what came since the run was resumed
+
+    def round_closed(self, record: Mapping[str, Any]) -> None:
+        """record: of one closed round, as `server/strategy.py` makes it."""
+        self._meter.add(numbers_of(record, self._bytes))
+        self._bytes = record["bytes_up"]
+        say(
+            log,
+            "round closed",
+            run=self._run,
+            round=record["round"],
+            cohort=len(record["sites"]),
+            seconds=round(record["seconds"], 3),
+        )
+        for left in record["left_out"]:
+            fields = {"run": self._run, "round": record["round"], "site": left["site"], "message": left["message"]}
+            say(log, "answer left out", logging.WARNING, code=reason(left["reason"]), **fields)
+
+    def ended(self, outcome: "Outcome") -> None:
+        error = outcome.error
+        self._meter.add([Number("veilfed_coordinator_runs_total", 1, (reason(error.code) if error else "done",))])
+        if error:
+            say_error(log, "run ended", error, run=self._run)
+        else:
+            say(log, "run ended", run=self._run, outcome="done")
+
+
+def numbers_of(record: Mapping[str, Any], before: Mapping[str, int]) -> list[Number]:
+    """What one closed round adds. before: each site's bytes up to the round before it."""
+    phases = {name.removesuffix("_s"): seconds for name, seconds in record.items() if name.endswith("_s")}
+    came = {site: total - before.get(site, 0) for site, total in record["bytes_up"].items()}
+    return [
+        Number("veilfed_coordinator_rounds_total", 1),
+        Number("veilfed_coordinator_round_seconds_total", record["seconds"]),
+        Number("veilfed_coordinator_cohort", len(record["sites"])),
+        Number("veilfed_coordinator_round", record["round"]),
+        Number("veilfed_coordinator_last_round_timestamp_seconds", time.time()),
+        *(Number("veilfed_coordinator_phase_seconds_total", spent, (phase,)) for phase, spent in phases.items()),
+        *(Number("veilfed_coordinator_bytes_total", count, (site,)) for site, count in came.items()),
+        *(
+            Number("veilfed_coordinator_left_out_total", 1, (left["site"], reason(left["reason"])))
+            for left in record["left_out"]
+        ),
+        *(Number("veilfed_coordinator_site_epsilon", lost, (site,)) for site, lost in record["epsilon"].items()),
+    ]
+
+
+def expose_coordinator(directory: Path, address: tuple[str, int]) -> ThreadingHTTPServer:
+    """For the executor: what all runs have added, and when the certificates end."""
+    certificates = {name: directory / path for name, path in _CERTIFICATES.items()}
+    return expose(address, [directory / NUMBERS], lambda: expiry_of(certificates), lambda: True)
