@@ -1,7 +1,7 @@
 """How a site becomes a member, and stays one: its keys and the request that it makes, the kit that it installs.
 
 DIR/identity.key  Ed25519, perhaps locked   DIR/request.json     for the coordinator: `veilfed server admit`
-DIR/node.key      EC P-384, OpenSSH, open   DIR/node.crt         the certificate for it
+DIR/node.key      EC P-384, open            DIR/node.crt         the certificate for it
 DIR/site.toml     to be filled in           DIR/connection.json  the consortium and where its gateway is
 DIR/roots.pem, DIR/roster.json              see `common/roster.py`
 Files are replaced while a federation runs. Each is whole at any moment, and the pairs that must fit do.
@@ -83,7 +83,7 @@ def initialise(directory: Path, name: str, server: Address, passphrase_file: Pat
     if not key.exists():
         save_secret(key, Identity.generate().private_bytes(), passphrase)
     if not (directory / "node.key").exists():
-        write_atomically(directory / "node.key", TlsKey.generate().openssh())
+        write_atomically(directory / "node.key", TlsKey.generate().pkcs8())
     if not (directory / "site.toml").exists():
         named = f"passphrase_file = {json.dumps(str(place), ensure_ascii=False)}\n" if place else ""
         write_atomically(directory / "site.toml", _SITE.format(name=name, passphrase=named).encode())

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from flwr.app import Message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.app.message import remove_content_from_message
@@ -48,6 +47,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.errors import ConfigError, FederationError
+from common.tls_keys import TlsKey
 
 BELL = "/v1/bell"  # a counter that the gateway shows: see `server/gateway/`
 _GONE = (400, 404, 409, 410)
@@ -74,16 +74,14 @@ class Credentials:
         """From DIR/roots.pem, node.crt and node.key. Raises ConfigError naming the one that does not fit."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
+        key = TlsKey.read(directory / "node.key").key
         try:
             context.load_verify_locations(directory / "roots.pem")
-            key = load_pem_private_key((directory / "node.key").read_bytes(), None)
             context.load_cert_chain(directory / "node.crt", directory / "node.key")
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{directory} is not ready to connect: {error}", "join first: veilfed site join KIT"
             ) from None
-        if not isinstance(key, EllipticCurvePrivateKey):
-            raise ConfigError(f"{directory / 'node.key'} is no ECDSA key")
         return cls(context, key)
 
 

@@ -6,7 +6,6 @@ nothing that it receives. A lost connection is made again, a worker that is away
 
 import argparse
 import base64
-import json
 import logging
 import os
 import signal
@@ -21,8 +20,9 @@ from flwr.common.constant import ErrorCode
 
 from client import local_socket
 from client.courier import order_of, reply_to
+from client.enroll import Connection
 from client.fleet import Credentials, Fleet, Unreachable, connected
-from common.errors import ConfigError, FederationError, ProtocolError
+from common.errors import FederationError, ProtocolError
 
 SOONEST, LATEST = 0.04, 0.5  # seconds between two looks at the bell: soon after a message, and when all is quiet
 _SLOWER = 1.25
@@ -74,7 +74,7 @@ class Carrier:
         pause = 1.0
         while True:
             try:
-                with connected(_address(self._directory), Credentials.of(self._directory)) as fleet:
+                with connected(str(Connection.read(self._directory).server), Credentials.of(self._directory)) as fleet:
                     log.info("connected")
                     pause = 1.0
                     self._carry(fleet)
@@ -116,13 +116,6 @@ class Carrier:
 
 def _stamp(directory: Path) -> tuple[int, ...]:
     return tuple((directory / name).stat().st_mtime_ns for name in ("node.crt", "roots.pem", "connection.json"))
-
-
-def _address(directory: Path) -> str:
-    try:
-        return str(json.loads((directory / "connection.json").read_text(encoding="utf-8"))["server"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ConfigError(f"{directory} does not say where the coordinator is", "veilfed site join KIT") from None
 
 
 def main(arguments: list[str] | None = None) -> int:

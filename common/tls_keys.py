@@ -1,4 +1,4 @@
-"""Private keys of TLS and of Flower's node authentication: EC P-384, in the two spellings that others want."""
+"""Private keys of TLS and of Flower's node authentication: EC P-384."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +17,11 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
     load_pem_private_key,
-    load_ssh_private_key,
     load_ssh_public_key,
 )
 
 from common.errors import ConfigError, WireError
 from common.keystore import read_private
-
-_OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +36,10 @@ class TlsKey:
 
     @classmethod
     def read(cls, path: Path) -> "TlsKey":
-        """From either spelling. Raises ConfigError for a file that others may read, or that holds no such key."""
+        """Raises ConfigError for a file that others may read, or that holds no such key."""
         data = read_private(path)
         try:
-            loaded = (load_ssh_private_key if data.startswith(_OPENSSH) else load_pem_private_key)(data, None)
+            loaded = load_pem_private_key(data, None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             loaded = None
         if not isinstance(loaded, EllipticCurvePrivateKey) or not isinstance(loaded.curve, SECP384R1):
@@ -52,10 +49,6 @@ class TlsKey:
     @property
     def public(self) -> str:
         return public_line(self.key.public_key())
-
-    def openssh(self) -> bytes:
-        """As Flower's SuperNode reads it."""
-        return self.key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
 
     def pkcs8(self) -> bytes:
         """As OpenSSL, hence nginx and Python's `ssl`, reads it."""

@@ -1,6 +1,7 @@
 """What runs at the coordinator: the list of its processes, and the ports at which they find each other."""
 
 import json
+import os
 import shutil
 import sys
 from contextlib import suppress
@@ -89,15 +90,21 @@ def superlink(home: Path, ports: Ports) -> Child:
 def gateway(settings: Gateway) -> Child:
     """nginx, its configuration written anew."""
     (settings.folder / "temp").mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_atomically(settings.folder / "bell", b"0", mode=0o644)
     write_atomically(settings.folder / "nginx.conf", nginx_conf(settings).encode())
     near = LOOPBACK if settings.listen.host == "0.0.0.0" else settings.listen.host  # noqa: S104 - asks, does not bind
     return Child(
         "gateway",
-        (find_nginx(), "-p", str(settings.folder), "-c", "nginx.conf"),
+        (find_nginx(), "-p", str(settings.folder), "-c", "nginx.conf", *_as_owner_of(settings.home)),
         environment(),
         ready=lambda: accepts(near, settings.listen.port),
         reload_on=settings.watched,
     )
+
+
+def _as_owner_of(home: Path) -> tuple[str, ...]:
+    """nginx that is started by root gives its rights away, and could read nothing here: it keeps the owner's."""
+    return ("-g", f"user {home.owner()} {home.group()};") if os.geteuid() == 0 else ()
 
 
 def find_nginx() -> str:

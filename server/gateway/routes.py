@@ -51,6 +51,8 @@ ROUTES = (
     _control("unregister-node"),
 )
 
+BELL = "/v1/bell"  # the gateway's own, for sites
+
 # Of what a client sends, these headers alone are passed on.
 PASSED_HEADERS = (
     "Content-Type",
