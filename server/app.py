@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from common.audit import RunEnded, SitesGathered
 from common.config import to_table
 from common.errors import FederationError, InvalidUpdate, TrustError
 from common.he.parameters import choose_scheme
@@ -46,12 +48,28 @@ def build_app(on_round: OnRound = lambda record: None, on_end: OnEnd = lambda ou
     def main(grid: Grid, context: Context) -> None:
         directory = context.run_config.get("run-directory") or os.environ.get("VEILFED_RUN", "")
         try:
-            on_end(coordinate(grid, RunStore.open(Path(str(directory))), on_round))
+            store = RunStore.open(Path(str(directory)))
+            with _noting_the_end(store):
+                outcome = coordinate(grid, store, on_round)
+            on_end(outcome)
         except FederationError as error:
             on_end(Outcome(error=error))
             raise
 
     return built
+
+
+@contextmanager
+def _noting_the_end(store: RunStore) -> Iterator[None]:
+    """How the run ended, or stopped until it is resumed, is in the audit log whatever it was."""
+    try:
+        yield
+    except Exception as error:
+        known = isinstance(error, FederationError)
+        code, message = (error.code, error.message) if known else (type(error).__name__, str(error))
+        store.audit.note(RunEnded(store.run.hex(), code, message))
+        raise
+    store.audit.note(RunEnded(store.run.hex(), "done"))
 
 
 def coordinate(grid: Grid, store: RunStore, on_round: OnRound) -> Outcome:
@@ -86,6 +104,7 @@ def _join(links: Links, store: RunStore) -> dict[str, str]:
         else:
             joined[answer.sender] = message.content.array_records["veilfed"]["envelope"].data.hex()
             links.by_site[answer.sender].bytes_down += len(order)
+    store.audit.note(SitesGathered(store.run.hex(), tuple(sorted(joined)), tuple(map(str, left_out))))
     if len(joined) < settings.min_cohort:
         raise too_few(0, len(joined), settings.min_cohort, tuple(left_out))
     return joined
@@ -109,7 +128,7 @@ def _rounds(links: Links, store: RunStore, joined: Mapping[str, str], on_round: 
 def _take_release(links: Links, store: RunStore, rounds: Rounds) -> None:
     """The final model, when the plan reveals it: all sites that answer must have signed the same bytes."""
     if isinstance(rounds, ReadableRounds):
-        store.keep_release(rounds.state.released)
+        store.keep_release(rounds.state.released, rounds.closed)
     elif isinstance(rounds, EncryptedRounds) and store.plan.federation.reveal != "never":
         ready = dict.fromkeys(links.at_round(rounds.closed), _order(store, {}))
         answers = links.exchange("query.release", ready, rounds.closed, ROUND_TIMEOUT_SECONDS)
@@ -126,7 +145,7 @@ def _take_release(links: Links, store: RunStore, rounds: Rounds) -> None:
         model = models.pop()
         if len(model) != 4 * rounds.parameters:
             raise InvalidUpdate(f"a model of {len(model)} bytes was released, {4 * rounds.parameters} were expected")
-        store.keep_release(np.frombuffer(model, "<f4"))
+        store.keep_release(np.frombuffer(model, "<f4"), rounds.closed)
 
 
 def _order(store: RunStore, body: Mapping[str, Any]) -> bytes:

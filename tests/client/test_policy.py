@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from client.policy import SitePolicy, consent
+from client.policy import Resources, SitePolicy, consent
 from common.errors import CohortTooSmall, ConfigError, PrivacyError
 from common.federation import EncryptionSettings, FederationSettings, Plan, PrivacySettings
 
@@ -38,7 +38,38 @@ def test_an_administrator_may_allow_it():
     assert consent(relaxed, plan, COHORT, 100) is None
 
 
-@pytest.mark.parametrize("values", [(0.0, 1e-3, 2), (float("nan"), 1e-3, 2), (1.0, 0.5, 2), (1.0, 1e-3, 1)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epsilon": 0.0},
+        {"epsilon": float("nan")},
+        {"delta": 0.5},
+        {"min_cohort": 1},
+        {"epsilon_per_run": 3.5},
+        {"epsilon_per_run": float("nan")},
+        {"max_weights": 0},
+        {"bundle_keys": ("AB" * 32,)},
+        {"model_factories": ("mlp",)},
+        {"time_zone": "Mars/Olympus"},
+        {"time_zone": "../../etc/passwd"},
+    ],
+)
 def test_an_impossible_policy_is_refused_at_birth(values):
-    with pytest.raises(ConfigError):
-        SitePolicy(*values)
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        replace(POLICY, **values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"cpu_cores": -1},
+        {"cpu_seconds_per_round": float("inf")},
+        {"memory_mb": -5},
+        {"gpu_memory_fraction": 0.0},
+        {"gpu_memory_fraction": 1.1},
+        {"free_disk_mb": -1},
+    ],
+)
+def test_impossible_caps_are_refused_at_birth(values):
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        Resources(**values)
