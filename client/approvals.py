@@ -5,12 +5,13 @@ is shown to the administrator never changes: a second ask of the same run with a
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from client.pricing import Price
 from client.runs import SiteRun
 from client.site import Site
 from common.audit import Approved, Awaited, Denied
@@ -27,12 +28,12 @@ State = Literal["waiting", "approved", "denied"]
 
 @dataclass(frozen=True)
 class Ask:
-    """What one run asks of this site. cost: of the data set, in epsilon. asked: when it was first heard of."""
+    """What one run asks of this site. cost: when it asked. asked: when it was first heard of."""
 
     run: str
     plan: Plan
     cohort: tuple[str, ...]
-    cost: Mapping[str, float]
+    cost: Price
     asked: str
 
     @property
@@ -40,17 +41,18 @@ class Ask:
         return plan_hash(self.plan).hex()
 
 
-def require_approval(site: Site, run: str, plan: Plan, cohort: tuple[str, ...], cost: Mapping[str, float]) -> None:
+def require_approval(site: Site, run: str, plan: Plan, cohort: tuple[str, ...], cost: Callable[[], Price]) -> None:
     """Returns when this run was approved as it is. Else keeps what it asks, and raises AwaitingApproval.
 
-    Raises PrivacyError when it was denied, ProtocolError when it asks for something else than before.
+    cost: asked once, to be shown to the administrator. Raises PrivacyError when the run was denied, ProtocolError when
+    it asks for something else than before.
     """
     ask = _kept(site, run)
     if ask is None:
         _make_room(site)
-        ask = Ask(run, plan, cohort, cost, datetime.now(UTC).isoformat(timespec="seconds"))
+        ask = Ask(run, plan, cohort, cost(), datetime.now(UTC).isoformat(timespec="seconds"))
         _place(site).mkdir(exist_ok=True, mode=0o700)
-        table = {"plan": to_table(plan), "cohort": list(cohort), "cost": dict(cost), "asked": ask.asked}
+        table = {"plan": to_table(plan), "cohort": list(cohort), "cost": to_table(ask.cost), "asked": ask.asked}
         write_atomically(_place(site) / run, to_json(table))
         site.audit.note(Awaited(run, ask.plan_hash, cohort))
     elif (ask.plan, ask.cohort) != (plan, cohort):
@@ -102,7 +104,7 @@ def _kept(site: Site, run: str) -> Ask | None:
     if not path.exists():
         return None
     table: dict[str, Any] = from_json(path.read_bytes())
-    return Ask(run, fill(Plan, table["plan"]), tuple(table["cohort"]), table["cost"], table["asked"])
+    return Ask(run, fill(Plan, table["plan"]), tuple(table["cohort"]), fill(Price, table["cost"]), table["asked"])
 
 
 def _make_room(site: Site) -> None:
@@ -111,10 +113,7 @@ def _make_room(site: Site) -> None:
 
 
 def _is_over(site: Site, ask: Ask) -> bool:
-    runs = site.directory / "runs"
-    if not (runs / ask.run / "agreement.json").exists():
-        return False
-    return SiteRun.open(runs, bytes.fromhex(ask.run)).version().round_number >= ask.plan.last_round
+    return SiteRun.applied(site, bytes.fromhex(ask.run)) >= ask.plan.last_round
 
 
 def _place(site: Site) -> Path:

@@ -98,7 +98,7 @@ class SitePolicy:
         cap = f"at most epsilon {self.epsilon:g} at delta {self.delta:g} over all runs"
         modes, allowed = " or ".join(self.privacy_modes), ", ".join((*self.model_families, *self.model_factories))
         windows = "; ".join(f"{w.start} to {w.end} from {', '.join(w.days)}" for w in self.windows)
-        capped = self.resources
+        capped, named = self.resources, len(self.bundle_keys)
         caps = [
             (capped.cpu_cores, f"{capped.cpu_cores} CPU cores"),
             (capped.cpu_seconds_per_round, f"{capped.cpu_seconds_per_round:g} CPU seconds of training a round"),
@@ -114,8 +114,7 @@ class SitePolicy:
             else "RUNS WITHOUT DIFFERENTIAL PRIVACY ARE ACCEPTED",
             f"models: {allowed or 'none'}, of at most {self.max_weights:,} weights",
             f"may leave readable: {', '.join(self.reports) or 'nothing'}",
-            f"bundles signed by {len(self.bundle_keys) or 'any'} key{'s'[: len(self.bundle_keys) != 1]} "
-            f"{'named here' if self.bundle_keys else 'on the roster'}",
+            f"bundles signed by {f'one of {named} keys named here' if named else 'a key on the roster'}",
             f"rounds train {windows} ({self.time_zone})" if windows else "rounds train at any time",
             f"at most {', '.join(words for cap, words in caps if cap) or 'the whole machine'}; "
             f"{capped.free_disk_mb} MB of disk stay free",

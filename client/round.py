@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from client import masking
-from client.consent import require_budget, require_consent, unpaid_events
+from client.consent import require_budget, require_consent
 from client.limits import cpu_allowance
 from client.opening import open_published
 from client.policy import consent, size_objection
+from client.pricing import unpaid_rounds
 from client.runs import SiteRun, signed_answer
 from client.site import Site
 from client.train import Trained, train
 from common.config import fill
-from common.dp.cost import noise_shares, round_events
+from common.dp.cost import noise_shares, planned_events, round_events
 from common.dp.events import DpEvent
 from common.encoding import Encoding, public_scale
 from common.errors import InvalidUpdate, PrivacyError, ProtocolError, TrustError, UnknownEvent, WrongRound
@@ -87,10 +88,8 @@ def join(site: Site, order: Envelope) -> bytes:
     if too_large := size_objection(site.policy, initial.model.size):
         raise too_large
     _require_noise_that_fits(plan, order.run, len(cohort), layer_sizes(network))
-    name = order.run.hex()
-    if unpaid := unpaid_events(site, name, plan, len(cohort), _applied(site, order.run)):
-        require_budget(site, name, unpaid)
-    require_consent(site, name, plan, cohort)
+    _require_budget_for_rest(site, order.run, plan, len(cohort))
+    require_consent(site, order.run.hex(), plan, cohort)
     run = SiteRun.create(site, order.run, plan, cohort, initial)
     run.destroy_keys()
     return _position(site, run, run.announcement(run.due_epoch))
@@ -293,11 +292,12 @@ def _require_noise_that_fits(plan: Plan, run: bytes, cohort: int, layers: Sequen
             MetricsCode.of(plan, cohort, scheme.value_bits)
 
 
-def _applied(site: Site, run: bytes) -> int:
-    """The last round of that run that this site has applied; 0 in a run that is new to it."""
-    runs = site.directory / "runs"
-    known = (runs / run.hex() / "agreement.json").exists()
-    return SiteRun.open(runs, run).version().round_number if known else 0
+def _require_budget_for_rest(site: Site, run: bytes, plan: Plan, cohort: int) -> None:
+    """Before a run is joined, or joined again: that all rounds which this site has not applied yet can be paid for."""
+    if plan.privacy.mode != "none":
+        unpaid = unpaid_rounds(site.ledger.entries, run.hex(), plan, cohort, SiteRun.applied(site, run))
+        if events := planned_events(plan, cohort, unpaid):
+            require_budget(site, run.hex(), events)
 
 
 def _require_budget(site: Site, run: SiteRun, number: int, bill: Bill) -> None:

@@ -15,7 +15,7 @@ from client.datasets import Records, load_records, split
 from client.policy import SitePolicy
 from common.audit import Audit
 from common.config import fill, load_table
-from common.dp.ledger import Ledger, PrivacyBudget
+from common.dp.ledger import Charge, Ledger, PrivacyBudget
 from common.errors import ConfigError
 from common.federation import require
 from common.keystore import AtRest, load_secret, read_passphrase
@@ -79,13 +79,11 @@ class Site:
         """Raises ConfigError naming the file that is missing or wrong, TrustError when the passphrase is."""
         settings = fill(SiteSettings, load_table(directory / "site.toml"))
         policy = fill(SitePolicy, load_table(directory / "policy.toml"))
-        locked = Path(settings.passphrase_file) if settings.passphrase_file else None
-        secret = load_secret(directory / "identity.key", read_passphrase(locked) if locked else None)
-        identity = Identity.from_private_bytes(secret)
+        identity, at_rest = load_identity(directory, settings)
         roster = Roster.read(directory / "roster.json")
         if roster.public_key_of(settings.name) != identity.public:
             raise ConfigError(f"{directory}: the roster lists another key for {settings.name}")
-        return cls(directory, settings, policy, identity, roster, AtRest.behind(secret) if locked else AtRest())
+        return cls(directory, settings, policy, identity, roster, at_rest)
 
     @property
     def name(self) -> str:
@@ -119,6 +117,10 @@ class Site:
         """What this site agreed to, did and refused."""
         return Audit.open(self.directory, self.identity, witnesses_of(self.directory, self.settings))
 
+    def spent(self) -> tuple[Charge, ...]:
+        """What the data set's ledger holds now; it is not written, and need not be there yet."""
+        return spent(self.directory, self.settings, self.identity.public)
+
     def read_ledgers(self) -> list[Ledger]:
         """Every ledger of this site, each line verified; they can be asked but not charged."""
         return [
@@ -140,6 +142,20 @@ class Site:
     @cached_property
     def _from_os(self) -> Randomness:
         return Randomness.from_os()
+
+
+def load_identity(directory: Path, settings: SiteSettings) -> tuple[Identity, AtRest]:
+    """The site's key, and how its other secrets are kept."""
+    locked = Path(settings.passphrase_file) if settings.passphrase_file else None
+    secret = load_secret(directory / "identity.key", read_passphrase(locked) if locked else None)
+    return Identity.from_private_bytes(secret), AtRest.behind(secret) if locked else AtRest()
+
+
+def spent(directory: Path, settings: SiteSettings, public: bytes) -> tuple[Charge, ...]:
+    """What the ledger of the site's data set holds, every line verified; nothing when there is none."""
+    name = settings.data.name
+    path, witness = directory / "ledgers" / f"{name}.jsonl", witnesses_of(directory, settings) / f"{name}.json"
+    return Ledger.read(path, witness, partial(verify_entry, public)).entries if path.exists() else ()
 
 
 def witnesses_of(directory: Path, settings: SiteSettings) -> Path:
