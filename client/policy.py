@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -16,6 +17,7 @@ from common.errors import CohortTooSmall, FederationError, NotNow, PrivacyError,
 from common.federation import Plan, require
 from common.wire import digest
 
+EXAMPLE = Path(__file__).with_name("policy.toml")  # every key, with what holds where it is left out
 Mode = Literal["local", "distributed", "site"]
 Report = Literal["seconds", "epsilon", "metrics"]
 
@@ -46,7 +48,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class SitePolicy:
-    """policy.toml: the site administrator's own limits; `client/policy.toml` shows every key.
+    """policy.toml: the site administrator's own limits; EXAMPLE shows every key.
 
     epsilon, delta: what one record of this data set may lose over all runs together. epsilon_per_run: over one run, at
     the same delta (0: nothing beyond epsilon). approval: `manual` holds each run until `veilfed site approve`.

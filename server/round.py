@@ -34,6 +34,10 @@ class LeftOut:
         """Whether the site may say yes when it is asked the same again later."""
         return self.code in (NotNow.__name__, AwaitingApproval.__name__)
 
+    @property
+    def awaits_a_person(self) -> bool:
+        return self.code == AwaitingApproval.__name__
+
     def __str__(self) -> str:
         return f"{self.site}: {self.code}, {self.message}"
 

@@ -62,8 +62,13 @@ class RunStore:
             raise ConfigError(f"{directory} holds no run", "give the directory of an earlier run") from None
         for leftover in [*directory.glob(".*.part"), *directory.glob("*/.*.part")]:
             leftover.unlink()
-        identity = Identity.from_private_bytes(load_secret(directory.parent / "identity.key", None))
-        return cls(directory, from_hex(directory.name), plan, Roster.read(directory.parent / "roster.json"), identity)
+        home = cls._home_of(directory)
+        identity = Identity.from_private_bytes(load_secret(home / "identity.key", None))
+        return cls(directory, from_hex(directory.name), plan, Roster.read(home / "roster.json"), identity)
+
+    @staticmethod
+    def _home_of(directory: Path) -> Path:
+        return directory.parent
 
     @cached_property
     def plan_hash(self) -> bytes:
@@ -157,7 +162,7 @@ class RunStore:
     @cached_property
     def audit(self) -> Audit:
         """What the coordinator did, in all of its runs: beside its key, not in this run."""
-        return Audit.open(self.directory.parent, self.identity)
+        return Audit.open(self._home_of(self.directory), self.identity)
 
     @cached_property
     def _log(self) -> AppendLog:

@@ -3,15 +3,13 @@
 import tomllib
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-import client.policy
-from client.policy import Resources, SitePolicy, consent, objections, require_bundle_key, require_open_window
+from client.policy import EXAMPLE, Resources, SitePolicy, consent, objections, require_bundle_key, require_open_window
 from client.windows import DAYS, Window, is_open
 from common.config import fill, load_table, to_table
 from common.errors import CohortTooSmall, ConfigError, NotNow, PrivacyError, ProtocolError, TrustError
@@ -180,11 +178,10 @@ def test_a_policy_is_the_same_after_a_file():
 
 def test_the_shipped_example_shows_every_key_and_its_default():
     """Lines that are commented out are what holds anyway."""
-    path = Path(client.policy.__file__).with_name("policy.toml")
-    example = fill(SitePolicy, load_table(path))
+    example = fill(SitePolicy, load_table(EXAMPLE))
     assert example == SitePolicy(example.epsilon, example.delta)
     text = "\n".join(
-        line.removeprefix("# ") if " = " in line or "[[" in line else line for line in path.read_text().splitlines()
+        line.removeprefix("# ") if " = " in line or "[[" in line else line for line in EXAMPLE.read_text().splitlines()
     )
     shown = tomllib.loads(text)
     assert set(shown) == {field.name for field in fields(SitePolicy)}
