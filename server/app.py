@@ -1,41 +1,18 @@
-"""The Flower ServerApp: gather the sites, run the rounds, take the released model."""
+"""The Flower ServerApp of simulations. A deployed run is conducted by `conductor.py`."""
 
 import os
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from flwr.app import ArrayRecord, Context
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import to_table
-from common.errors import FederationError, InvalidUpdate, TrustError
-from common.he.parameters import choose_scheme
-from common.layout import longest
-from common.model_state import ModelState
-from common.models import build, parameters_of
-from common.roster import COORDINATOR
-from common.wire import Envelope, Kind, encode, to_json
-from server.encrypted_rounds import EncryptedRounds
-from server.key_relay import KeyRelay
-from server.links import Link, Links, Reply, outgoing, packed
-from server.round import LeftOut, too_few
+from common.errors import FederationError
+from server.coordinate import Outcome, coordinate
 from server.store import RunStore
-from server.strategy import ROUND_TIMEOUT_SECONDS, OnRound, ReadableRounds, Rounds
+from server.strategy import OnRound
 
-JOIN_TIMEOUT_SECONDS = 300.0
-OnEnd = Callable[["Outcome"], None]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the run ended for the coordinator: traffic and refusals per site, and the error that stopped it."""
-
-    links: tuple[Link, ...] = ()
-    error: FederationError | None = None
+OnEnd = Callable[[Outcome], None]
 
 
 def build_app(on_round: OnRound = lambda record: None, on_end: OnEnd = lambda outcome: None) -> ServerApp:
@@ -52,86 +29,6 @@ def build_app(on_round: OnRound = lambda record: None, on_end: OnEnd = lambda ou
             raise
 
     return built
-
-
-def coordinate(grid: Grid, store: RunStore, on_round: OnRound) -> Outcome:
-    """The whole run, from wherever the store says it stopped."""
-    links = Links(grid, store.roster)
-    joined = _join(links, store)
-    rounds = _rounds(links, store, joined, on_round)
-    rest = store.plan.last_round - rounds.closed
-    if rest > 0:
-        rounds.start(grid, ArrayRecord(), num_rounds=rest, timeout=ROUND_TIMEOUT_SECONDS)
-    _take_release(links, store, rounds)
-    return Outcome(tuple(links.by_site[site] for site in sorted(links.by_site)))
-
-
-def _join(links: Links, store: RunStore) -> dict[str, str]:
-    """Every site's signed join answer, hexadecimal. Raises when fewer than `min_cohort` sites join."""
-    wanted, settings = len(store.roster.sites), store.plan.federation
-    deadline = time.monotonic() + JOIN_TIMEOUT_SECONDS
-    while len(nodes := list(links.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
-        time.sleep(0.2)
-    order = _order(store, {"plan": to_table(store.plan), "cohort": list(store.roster.sites)})
-    content = packed(order)
-    messages = [outgoing(node, "query.join", content, 0) for node in nodes]
-    joined, left_out = {}, []
-    for message in links.grid.send_and_receive(messages, timeout=JOIN_TIMEOUT_SECONDS):
-        try:
-            answer = links.add(message)
-        except FederationError as error:
-            answer = LeftOut.because(f"node {message.metadata.src_node_id}", error)
-        if isinstance(answer, LeftOut):
-            left_out.append(answer)
-        else:
-            joined[answer.sender] = message.content.array_records["veilfed"]["envelope"].data.hex()
-            links.by_site[answer.sender].bytes_down += len(order)
-    if len(joined) < settings.min_cohort:
-        raise too_few(0, len(joined), settings.min_cohort, tuple(left_out))
-    return joined
-
-
-def _rounds(links: Links, store: RunStore, joined: Mapping[str, str], on_round: OnRound) -> Rounds:
-    initial = ModelState.initial(parameters_of(build(store.plan.model)))
-    if store.plan.encryption.preset == "none":
-        state = store.state() or initial
-        store.fill_gap(state.round_number)
-        return ReadableRounds(store, links, state, on_round)
-    closed = len(store.rounds())
-    while store.has_aggregate(closed + 1):
-        closed += 1
-    store.fill_gap(closed)
-    keys, parameters = KeyRelay(store, links, joined), initial.model.size
-    scheme = choose_scheme(store.plan.encryption.preset, len(store.roster.sites), longest(store.plan, parameters))
-    return EncryptedRounds(store, links, keys, closed, on_round, scheme, parameters)
-
-
-def _take_release(links: Links, store: RunStore, rounds: Rounds) -> None:
-    """The final model, when the plan reveals it: all sites that answer must have signed the same bytes."""
-    if isinstance(rounds, ReadableRounds):
-        store.keep_release(rounds.state.released)
-    elif isinstance(rounds, EncryptedRounds) and store.plan.federation.reveal != "never":
-        ready = dict.fromkeys(links.at_round(rounds.closed), _order(store, {}))
-        answers = links.exchange("query.release", ready, rounds.closed, ROUND_TIMEOUT_SECONDS)
-        models = {
-            answer.envelope.body
-            for answer in answers.values()
-            if isinstance(answer, Reply) and answer.envelope.kind is Kind.RELEASE
-        }
-        if not models:
-            failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
-            raise too_few(rounds.closed, 0, 1, failed)
-        if len(models) > 1:
-            raise TrustError(f"the sites released {len(models)} different models")
-        model = models.pop()
-        if len(model) != 4 * rounds.parameters:
-            raise InvalidUpdate(f"a model of {len(model)} bytes was released, {4 * rounds.parameters} were expected")
-        store.keep_release(np.frombuffer(model, "<f4"))
-
-
-def _order(store: RunStore, body: Mapping[str, Any]) -> bytes:
-    envelope = Envelope(Kind.ORDER, store.run, 0, store.plan_hash, COORDINATOR, to_json(dict(body)))
-    return encode(envelope, store.identity)
 
 
 app = build_app()

@@ -23,9 +23,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common import bundle
 from common.errors import FederationError, ProtocolError, WireError
-from common.wire import from_hex
-from server.app import coordinate
 from common.roster import Roster
+from common.wire import from_hex
+from server.coordinate import coordinate
 from server.loopback import Loopback
 from server.outcome import report_of
 from server.polling import Patience, PollingGrid
@@ -71,7 +71,7 @@ def conduct(home: Path, task: Task) -> None:
     """The run from wherever its store says it stopped, to its report. Raises FederationError when it cannot go on."""
     roster = Roster.read(home / "roster.json")
     plan, signer = bundle.opened(task.content, str(task.settings.get("signature", "")), roster.bundles)
-    store = RunStore.begin(home, _run_of(task.settings), plan)
+    store = RunStore.begin(home, _run_of(task.settings), plan, f"bundle key {signer.hex()[:16]}")
     log.info("run %s: a bundle signed by %s", store.run.hex(), signer.hex()[:16])
     required = plan.federation.min_cohort
     if plan.encryption.preset != "none":

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from threading import Thread
+from typing import IO, cast
 
 import httpx
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
@@ -40,11 +41,11 @@ class Conductors:
         chosen, self._spare = self._spare, self._started()
         if chosen.poll() is not None:
             chosen = self._started()
-        assert chosen.stdin is not None and chosen.stdout is not None  # noqa: S101 - PIPE was asked for
-        if chosen.stdout.readline().strip() != READY:
+        stdin, stdout = cast(IO[str], chosen.stdin), cast(IO[str], chosen.stdout)  # PIPE was asked for
+        if stdout.readline().strip() != READY:
             raise FederationError("a conductor did not start", "see the coordinator's log")
-        chosen.stdin.write(token + "\n")
-        chosen.stdin.close()
+        stdin.write(token + "\n")
+        stdin.close()
         Thread(target=chosen.wait, daemon=True).start()  # no zombie stays behind
 
     def _started(self) -> subprocess.Popen[str]:

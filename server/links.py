@@ -112,7 +112,11 @@ class Links:
     def at_round(self, round_number: int) -> list[str]:
         return sorted(link.site for link in self.by_site.values() if link.round_number == round_number)
 
-    def add(self, message: Message) -> Envelope | LeftOut:
+    @property
+    def nodes(self) -> set[int]:
+        return set(self._by_node)
+
+    def add(self, message: Message) -> Reply | LeftOut:
         """Learn from a join answer which site a node is. Raises FederationError when it is not to be trusted."""
         reply = incoming(message, self.roster)
         site, node = reply.envelope.sender, message.metadata.src_node_id
@@ -123,4 +127,4 @@ class Links:
         model_hash = str(from_json(reply.envelope.body).get("model_hash"))
         link = Link(site, node, reply.envelope.round_number, model_hash, bytes_up=len(reply.data))
         self.by_site[site] = self._by_node[node] = link
-        return reply.envelope
+        return reply

@@ -16,7 +16,7 @@ from common.monitoring import expiry_of, expose
 from common.telemetry import Meter, Number, reason
 
 if TYPE_CHECKING:
-    from server.app import Outcome
+    from server.coordinate import Outcome
 
 log = logging.getLogger("veilfed.executor")
 NUMBERS = "run/executor.numbers"  # below the coordinator's directory
@@ -24,7 +24,7 @@ _CERTIFICATES = {"gateway": "tls/gateway.crt", "superlink": "tls/superlink.crt",
 
 
 class Watch:
-    """One run, watched: `round_closed` and `ended` are what `server.app.build_app` takes."""
+    """One run, watched: `round_closed` and `ended` are what `server/coordinate.py` tells."""
 
     def __init__(self, directory: Path, run: str) -> None:
         """directory: the coordinator's. run: as in the names of directories, hexadecimal."""

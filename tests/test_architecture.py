@@ -16,7 +16,16 @@ MAY_USE = {
 HOMES = {
     "flwr": {
         "client/app.py",
+        "client/courier.py",
+        "client/fleet.py",
+        "client/node.py",
+        "common/bundle.py",
         "server/app.py",
+        "server/conductor.py",
+        "server/control.py",
+        "server/coordinate.py",
+        "server/executor.py",
+        "server/polling.py",
         "server/links.py",
         "server/nodes.py",
         "server/strategy.py",

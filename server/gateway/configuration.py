@@ -165,7 +165,7 @@ http {{
             return 404;
         }}
 
-        # A counter that grows when orders go out. A node looks at it twenty times a second, at no cost to the SuperLink.
+        # It changes when orders go out: a node looks at it twenty times a second, at no cost to the SuperLink.
         location = {BELL} {{
             if ($role != {SITE}) {{
                 return 403;

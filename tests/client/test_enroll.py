@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from client.enroll import Connection, certificate_of, join, needs_renewal
+from client.policy import SitePolicy
 from client.site import SiteSettings
 from common.certificates import LIFE, Authority, Certificate, now_utc
 from common.config import fill, load_table
@@ -69,9 +70,10 @@ def test_a_new_site_has_keys_that_only_it_may_read_and_a_request(people):
     assert request.identity == Identity.from_private_bytes(load_secret(place / "identity.key", None)).public
     assert said["fingerprint"] == request.fingerprint
     assert len(request.fingerprint.replace(" ", "")) == 40
-    assert b"BEGIN OPENSSH PRIVATE KEY" in (place / "node.key").read_bytes()
-    settings = fill(SiteSettings, load_table(place / "site.toml"))
-    assert (settings.name, settings.policy.require_privacy, settings.policy.require_encryption) == (ADLER, True, True)
+    assert b"BEGIN PRIVATE KEY" in (place / "node.key").read_bytes()
+    policy = fill(SitePolicy, load_table(place / "policy.toml"))
+    assert fill(SiteSettings, load_table(place / "site.toml")).name == ADLER
+    assert (policy.require_privacy, policy.require_encryption) == (True, True)
 
 
 def test_keys_are_never_made_twice(people):

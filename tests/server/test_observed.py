@@ -10,7 +10,7 @@ from common.log import Lines
 from common.telemetry import read
 from scenarios.engines import run_local
 from server import observed
-from server.app import Outcome
+from server.coordinate import Outcome
 from server.observed import NUMBERS, Watch, numbers_of
 from tests.by_hand import NAMES, workplace
 
