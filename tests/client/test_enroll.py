@@ -69,7 +69,6 @@ def test_a_new_site_has_keys_that_only_it_may_read_and_a_request(people):
     assert request.identity == Identity.from_private_bytes(load_secret(place / "identity.key", None)).public
     assert said["fingerprint"] == request.fingerprint
     assert len(request.fingerprint.replace(" ", "")) == 40
-    assert b"BEGIN OPENSSH PRIVATE KEY" in (place / "node.key").read_bytes()
     settings = fill(SiteSettings, load_table(place / "site.toml"))
     assert (settings.name, settings.policy.require_privacy, settings.policy.require_encryption) == (ADLER, True, True)
 
