@@ -338,6 +338,7 @@ def _explained(what: str) -> Iterator[None]:
         TypeError,
         InvalidSignature,
         UnsupportedAlgorithm,
+        NotImplementedError,
         x509.ExtensionNotFound,
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,

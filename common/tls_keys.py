@@ -40,7 +40,7 @@ class TlsKey:
         data = read_private(path)
         try:
             loaded = load_pem_private_key(data, None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
+        except (ValueError, TypeError, UnsupportedAlgorithm, NotImplementedError):
             loaded = None
         if not isinstance(loaded, EllipticCurvePrivateKey) or not isinstance(loaded.curve, SECP384R1):
             raise ConfigError(f"{path} is no EC P-384 private key without a passphrase", "make it anew, or restore it")
@@ -67,7 +67,7 @@ def public_key(line: object) -> EllipticCurvePublicKey:
     """Inverse of `public_line`. Raises WireError for anything but such a line of an EC P-384 key."""
     try:
         loaded = load_ssh_public_key(line.encode())  # type: ignore[attr-defined]
-    except (ValueError, AttributeError, UnsupportedAlgorithm):
+    except (ValueError, AttributeError, UnsupportedAlgorithm, NotImplementedError):
         loaded = None
     curve = getattr(loaded, "curve", None)
     if not isinstance(loaded, EllipticCurvePublicKey) or not isinstance(curve, SECP384R1):

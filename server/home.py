@@ -99,8 +99,8 @@ class Home:
         return [found[path] for path in sorted(found, key=age)]
 
     def certificates(self) -> dict[str, Certificate]:
-        """The newest certificate, by a root in force, of everybody who was not revoked."""
-        newest = {one.name: one for one in self.issued() if any(one.is_issued_by(root) for root in self.roots)}
+        """The newest certificate of everybody who was not revoked."""
+        newest = {one.name: one for one in self.issued()}
         return {name: one for name, one in sorted(newest.items()) if name not in self.roster.revoked}
 
     def server_certificate(self, which: str) -> Path:

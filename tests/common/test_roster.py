@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common import roster as roster_module
 from common.errors import ConfigError, FederationError, TrustError, WireError
 from common.files import write_atomically
 from common.roster import COORDINATOR, Roster, install
@@ -161,6 +162,21 @@ def test_a_crash_anywhere_in_an_installation_leaves_a_pair_that_holds(place, mon
                 assert read(place / str(crash_at)) in (ROSTER, newer)
         hand_out(newer, place / str(crash_at), *after)
         assert read(place / str(crash_at)) == newer
+
+
+def test_an_installation_between_the_reading_of_two_files_is_noticed(place, monkeypatch):
+    """The reader has the old roots in its hands when both files are replaced."""
+    hand_out(ROSTER, place, NEXT, ROOT)
+    newer, real = replace(ROSTER, version=2), roster_module._bytes_of
+
+    def interrupted(path: Path) -> bytes:
+        data = real(path)
+        monkeypatch.setattr(roster_module, "_bytes_of", real)
+        hand_out(newer, place, NEXT)
+        return data
+
+    monkeypatch.setattr(roster_module, "_bytes_of", interrupted)
+    assert read(place) == newer
 
 
 def test_whoever_reads_while_roots_change_finds_a_pair_that_holds(place):

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import resource
+import ssl
 import tempfile
 import time
 import tomllib
@@ -26,9 +27,11 @@ from safetensors.numpy import save
 from client.policy import SitePolicy
 from client.site import Site, SiteSettings
 from client.windows import Window
+from common.addresses import Address
 from common.append_log import AppendLog
-from common.certificates import Authority, now_utc
+from common.certificates import Authority, Certificate, SigningRequest, now_utc, read_roots
 from common.config import fill, load_table, to_table
+from common.enrolment import KIT_CONTEXT, REQUEST_CONTEXT, Kit, Request
 from common.errors import FederationError, TrustError
 from common.federation import Plan
 from common.he.ciphertexts import Aggregate, Ciphertext
@@ -45,7 +48,7 @@ from common.roster import COORDINATOR, Roster
 from common.signed_json import signed_table
 from common.signing import Identity
 from common.signing import verify as check
-from common.tls_keys import TlsKey
+from common.tls_keys import TlsKey, public_key
 from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, plan_hash, to_json
 from scenarios.simulation import Simulation
 from server.aggregate_encrypted import BlindSum
@@ -288,6 +291,60 @@ def test_rosters(memory):
     fuzz(tables_like([good["said"]]), signed)
     path.write_bytes(to_json(good))
     fuzz(bytes_like([authority.root.pem * 2]), written(path.with_name("roots.pem"), lambda _: Roster.read(path)), 0.02)
+
+
+def test_requests():
+    """Broken in its bytes; well signed but with anything inside; and the certificate signing request by itself."""
+    identity, node = Identity.generate(), TlsKey.generate()
+    good = Request.make("adler", Address("localhost", 8443), identity, node)
+    assert Request.read(good).name == "adler"
+    fuzz(bytes_like([good]), Request.read)
+    said = from_json(good)["said"]
+
+    def signed(said: dict[str, Any]) -> Request:
+        return Request.read(to_json(signed_table(REQUEST_CONTEXT, said, [identity])))
+
+    fuzz(tables_like([said]), signed, 0.02)
+    asked = SigningRequest.make(node, "adler", identity.public)
+    fuzz(bytes_like([asked]), SigningRequest.read, 0.02)
+    fuzz(nearly_der(asked, "CERTIFICATE REQUEST"), SigningRequest.read)
+    lines = [node.public, Identity.generate().public.hex(), "ssh-ed25519 AAAA"]
+    fuzz(
+        bytes_like([line.encode() for line in lines]).map(lambda data: data.decode(errors="replace")), public_key, 0.01
+    )
+
+
+def test_kits():
+    """Broken in their bytes; well signed but with anything inside; and the certificates in them by themselves."""
+    root, node = Identity.generate(), TlsKey.generate()
+    authority = Authority.make(root, "consortium", now_utc())
+    issued = authority.certify_client(node.public, "alice", "site", now_utc())
+    roster = replace(ROSTER, nodes={"alice": node.public}).signed([root])
+    server = Address("localhost", 8443)
+    good = Kit.make(server, [authority.root], Certificate.read(issued), roster, [root])
+    assert Kit.read(good, authority.root).name == "alice"
+    fuzz(bytes_like([good]), lambda data: Kit.read(data, authority.root))
+
+    def signed(said: dict[str, Any]) -> Kit:
+        return Kit.read(to_json(signed_table(KIT_CONTEXT, said, [root])), authority.root)
+
+    fuzz(tables_like([from_json(good)["said"]]), signed, 0.02)
+
+    def trusted(data: bytes) -> None:
+        certificate = Certificate.read(data)
+        str((certificate.name, certificate.role, certificate.consortium, certificate.public, certificate.serial))
+        certificate.is_near_end(now_utc())
+        certificate.require_client([authority.root], now_utc())
+
+    for pem, reader in ((issued, trusted), (authority.root.pem, read_roots)):
+        fuzz(bytes_like([pem]), reader, 0.02)
+        fuzz(nearly_der(pem, "CERTIFICATE"), reader)
+
+
+def nearly_der(pem: bytes, label: str) -> SearchStrategy[bytes]:
+    """PEM whose frame is whole and whose inside is not: what a decoder of ASN.1 gets to see."""
+    der = ssl.PEM_cert_to_DER_cert(pem.decode().replace(label, "CERTIFICATE"))
+    return bytes_like([der]).map(lambda data: ssl.DER_cert_to_PEM_cert(data).replace("CERTIFICATE", label).encode())
 
 
 def test_key_files(memory):

@@ -55,7 +55,8 @@ class Network:
 
 
 def envelope_of(reply: Message) -> bytes:
-    return reply.content.array_records["veilfed"]["envelope"].data
+    envelope = reply.content["veilfed"]["envelope"]
+    return envelope if isinstance(envelope, bytes) else envelope.data
 
 
 def with_envelope(reply: Message, data: bytes) -> Message:
