@@ -45,7 +45,9 @@ ROUTES = (
     _fleet("pull-object"),
     _fleet("push-object", _LARGE),
     _fleet("confirm-message-received"),
-    Route("/v1/bell", (SITE,), shows="bell"),  # changes when there are orders: cheaper than to ask the SuperLink
+    Route(
+        "/v1/bell", (SITE,), shows="gateway/bell"
+    ),  # changes when there are orders: cheaper than to ask the SuperLink
     # People.
     _control("start-run", RESEARCHER, body_bytes=_LARGE),
     _control("stop-run", RESEARCHER),

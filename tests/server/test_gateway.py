@@ -12,9 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from client import fleet
 from common.errors import ConfigError
-from common.files import write_atomically
 from common.ports import LOOPBACK
+from server import loopback
 from server.gateway.configuration import Gateway, Listen, nginx_conf
 from server.gateway.routes import HOPELESS_BYTES, ROLES, ROUTES
 from server.processes import find_nginx
@@ -263,13 +264,13 @@ def test_counters_are_on_the_loopback(door: Door):
 
 
 def test_the_bell_is_for_sites_and_costs_the_superlink_nothing(door: Door, people):
-    bell, before = door.consortium.home / "bell", door.reached_superlink()
-    address = f"https://localhost:{door.port}/v1/bell"
+    bell, before = door.consortium.home / loopback.BELL, door.reached_superlink()
+    address = f"https://localhost:{door.port}{fleet.BELL}"
     with httpx.Client(verify=door.tls(people["site"]), timeout=20) as site:
         assert site.get(address).status_code == 404
-        for rung in (b"1", b"22"):
-            write_atomically(bell, rung)
-            assert site.get(address).content == rung
+        for _ in range(2):
+            loopback.Loopback(door.consortium.home).ring()
+            assert site.get(address).content == bell.read_bytes() != b""
         assert site.post(address).status_code == 405
     for role in set(ROLES) - {"site"}:
         assert httpx.get(address, verify=door.tls(people[role])).status_code == 403
