@@ -14,7 +14,6 @@ from common.ports import is_free
 from common.supervisor import Child, require_ready, status, supervise
 from server.gateway.configuration import Listen
 from server.home import SERVERS, Home
-from server.loopback import BELL
 from server.processes import Ports, processes
 
 
@@ -31,9 +30,7 @@ def _checked(home: Path) -> Sequence[Child]:
     opened = Home.open(home)
     listen = listen_at(Address.parse(opened.settings.address))
     check(opened, listen, now_utc())
-    started = processes(home, listen, Ports.kept(home))
-    (home / BELL).touch(0o600)  # a node that finds none asks the SuperLink each time
-    return started
+    return processes(home, listen, Ports.kept(home))
 
 
 def check(home: Home, listen: Listen, now: datetime) -> None:

@@ -45,9 +45,8 @@ ROUTES = (
     _fleet("pull-object"),
     _fleet("push-object", _LARGE),
     _fleet("confirm-message-received"),
-    Route(
-        "/v1/bell", (SITE,), shows="gateway/bell"
-    ),  # changes when there are orders: cheaper than to ask the SuperLink
+    # Changes when there are orders: a look at it costs the SuperLink nothing.
+    Route("/v1/bell", (SITE,), shows="gateway/bell"),
     # People.
     _control("start-run", RESEARCHER, body_bytes=_LARGE),
     _control("stop-run", RESEARCHER),

@@ -81,8 +81,9 @@ def running(place: Path) -> Iterator[tuple[Site, subprocess.Popen[str]]]:
 @pytest.mark.slow
 def test_each_is_told_what_its_work_needs_and_no_more(running):
     site, _ = running
-    eventually(lambda: all((site.directory / "logs" / f"{name}.log").exists() for name in ("worker", "node")))
-    worker, node = ((site.directory / "logs" / f"{name}.log").read_text() for name in ("worker", "node"))
+    logs = [site.directory / "logs" / f"{name}.log" for name in ("worker", "node")]
+    eventually(lambda: all("PATH" in log.read_text() for log in logs))
+    worker, node = (log.read_text() for log in logs)
     assert "CUDA_VISIBLE_DEVICES" in worker
     assert "HTTPS_PROXY" not in worker
     assert "HTTPS_PROXY" in node
