@@ -1,15 +1,15 @@
 """Starts a site: the list of its processes, each with no more of this machine than its work needs."""
 
-import os
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from client import local_socket
 from common.errors import ConfigError
+from common.monitoring import VARIABLE
 from common.supervisor import Child, environment, module, require_ready, status, supervise
 
-SOCKET = "worker.sock"
 _COMPUTES = (
     "CUDA_VISIBLE_DEVICES",
     "NVIDIA_VISIBLE_DEVICES",
@@ -17,7 +17,8 @@ _COMPUTES = (
     "OMP_NUM_THREADS",
     "VEILFED_PROCESSES",
 )
-_CALLS_OUT = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
+_CALLS_OUT = ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", VARIABLE)
+_QUIET_FLOWER = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 _LOOK_SECONDS = 0.2
 
 
@@ -32,24 +33,18 @@ def start(directory: Path, report: Callable[[str], None]) -> None:
 
 def processes(directory: Path) -> tuple[Child, ...]:
     """The worker has records and keys and is told no way out; the node has the way out and no word of the records."""
-    at = directory / SOCKET
-    at.unlink(missing_ok=True)  # of a worker that was killed: nobody listens there
+    at = local_socket.address(directory)
     return (
-        Child("worker", module("client.worker", str(directory)), _told(_COMPUTES), ready=lambda: listens(at)),
-        Child(
-            "node",
-            module("client.node", str(directory)),
-            {**_told(_CALLS_OUT), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"},
-            restart_on=(directory / "node.crt", directory / "roots.pem"),
-        ),
+        Child("worker", module("client.worker", str(directory)), environment(_COMPUTES), ready=lambda: listens(at)),
+        Child("node", module("client.node", str(directory)), environment(_CALLS_OUT, **_QUIET_FLOWER)),
     )
 
 
-def listens(path: Path) -> bool:
+def listens(path: str) -> bool:
     """Whether somebody answers at that Unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(_LOOK_SECONDS)
-        return probe.connect_ex(str(path)) == 0
+        return probe.connect_ex(path) == 0
 
 
 def known(directory: Path) -> Mapping[str, Any]:
@@ -57,7 +52,3 @@ def known(directory: Path) -> Mapping[str, Any]:
     found = status(directory)
     require_ready(found, f"veilfed site start {directory}")
     return {"rows": found["rows"]}
-
-
-def _told(names: tuple[str, ...]) -> dict[str, str]:
-    return environment(**{name: os.environ[name] for name in names if name in os.environ})

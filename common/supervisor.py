@@ -35,9 +35,9 @@ _INHERITED = ("PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_DIR", "SSL_CER
 _OUR_CODE = Path(__file__).parents[1]
 
 
-def environment(**more: str) -> dict[str, str]:
-    """What a process is told: a few words of ours, that its Python finds the code we run, and what is given."""
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+def environment(passed: Sequence[str] = (), **more: str) -> dict[str, str]:
+    """What a process is told: a few words of ours and those `passed`, where our code is, and what is given."""
+    inherited = {name: os.environ[name] for name in (*_INHERITED, *passed) if name in os.environ}
     return {**inherited, "PYTHONPATH": str(_OUR_CODE), "PYTHONUNBUFFERED": "1", **more}
 
 

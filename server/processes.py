@@ -11,11 +11,11 @@ from pathlib import Path
 from common.config import fill
 from common.errors import ConfigError
 from common.files import write_atomically
+from common.monitoring import VARIABLE
 from common.ports import LOOPBACK, accepts, free_port, is_free
 from common.supervisor import Child, environment, module
 from server.gateway.configuration import Gateway, Listen, nginx_conf
 
-EXECUTOR = "server.executor"
 _WHERE_NGINX_MAY_BE = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"  # not on everybody's PATH
 _QUIET_FLOWER = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -61,7 +61,7 @@ def processes(home: Path, listen: Listen, ports: Ports) -> tuple[Child, ...]:
         superlink(home, ports),
         gateway(Gateway(home, listen, ports.superlink, ports.status)),
         Child("nodes", module("server.nodes", str(home)), _for_flower(home)),
-        Child("executor", module(EXECUTOR, str(home)), _for_flower(home)),
+        Child("executor", module("server.executor", str(home)), _for_flower(home, VARIABLE)),
     )
 
 
@@ -115,5 +115,5 @@ def find_nginx() -> str:
     return found
 
 
-def _for_flower(home: Path) -> dict[str, str]:
-    return environment(FLWR_HOME=str(home / "flower"), **_QUIET_FLOWER)
+def _for_flower(home: Path, *passed: str) -> dict[str, str]:
+    return environment(passed, FLWR_HOME=str(home / "flower"), **_QUIET_FLOWER)

@@ -1,5 +1,6 @@
 """Starts the coordinator, or says in one sentence why it cannot; and what is known of one that runs."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from ipaddress import ip_address
@@ -18,6 +19,8 @@ from server.processes import Ports, processes
 
 def start(home: Path, report: Callable[[str], None]) -> None:
     """Run the coordinator's processes until SIGTERM or SIGINT. Raises as `check` and `supervise` do."""
+    if os.geteuid() == 0:
+        report("started as root, and so are nginx and all the others: give the coordinator an account of its own")
     home = home.absolute()
     Home.open(home)
     supervise(home, lambda: _checked(home), report)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import ConfigError
-from server.gateway.routes import BELL, HOPELESS_BYTES, PASSED_HEADERS, ROLES, ROUTES, SITE, Route
+from server.gateway.routes import HOPELESS_BYTES, PASSED_HEADERS, ROLES, ROUTES, Route
 
 SUPERLINK_NAME = "localhost"  # what the SuperLink's own certificate is for
 _PATH = re.compile(r"/[\w ./+@=,:~-]*")
@@ -165,18 +165,7 @@ http {{
             return 404;
         }}
 
-        # It changes when orders go out: a node looks at it twenty times a second, at no cost to the SuperLink.
-        location = {BELL} {{
-            if ($role != {SITE}) {{
-                return 403;
-            }}
-            limit_req zone=bell burst=100 nodelay;
-            access_log off;
-            default_type application/octet-stream;
-            alias "{gateway.folder}/bell";
-        }}
-
-{"".join(_location(route) for route in ROUTES)}    }}
+{"".join(_location(route, home) for route in ROUTES)}    }}
 
     server {{
         listen 127.0.0.1:{gateway.status_port};
@@ -237,20 +226,32 @@ def _headers() -> str:
     return "".join(f"        proxy_set_header {name} {value};\n" for name, value in headers.items())
 
 
-def _location(route: Route) -> str:
-    streams = "            proxy_buffering off;\n            proxy_read_timeout 1d;\n" if route.streams else ""
+def _location(route: Route, home: Path) -> str:
     return f"""\
         location = {route.path} {{
             if ($role !~ "^(?:{"|".join(route.roles)})$") {{
                 return 403;
             }}
-            if ($request_method != POST) {{
+            if ($request_method != {"GET" if route.shows else "POST"}) {{
                 return 405;
             }}
-            set $args "";
             client_max_body_size {route.body_bytes};
-{streams}            proxy_pass https://superlink{route.path};
-        }}
+{_shown(route, home) if route.shows else _asked(route)}        }}
+"""
+
+
+def _asked(route: Route) -> str:
+    streams = "            proxy_buffering off;\n            proxy_read_timeout 1d;\n" if route.streams else ""
+    return f'{streams}            set $args "";\n            proxy_pass https://superlink{route.path};\n'
+
+
+def _shown(route: Route, home: Path) -> str:
+    return f"""\
+            limit_req zone=bell burst=100 nodelay;
+            access_log off;
+            default_type application/octet-stream;
+            root "{home}";
+            try_files /{route.shows} =404;
 """
 
 

@@ -13,12 +13,16 @@ HOPELESS_BYTES = 10**7  # no route takes as much: such a request is cut off befo
 
 @dataclass(frozen=True)
 class Route:
-    """One method of Flower's APIs. body_bytes: its longest request; streams: it answers as long as a run lasts."""
+    """One method of Flower's APIs. body_bytes: its longest request; streams: it answers as long as a run lasts.
+
+    shows: a file of the coordinator's home that is the answer to a GET; then Flower is not asked.
+    """
 
     path: str
     roles: tuple[str, ...]
     body_bytes: int = _SMALL
     streams: bool = False
+    shows: str = ""
 
 
 def _fleet(method: str, body_bytes: int = _SMALL) -> Route:
@@ -41,6 +45,8 @@ ROUTES = (
     _fleet("pull-object"),
     _fleet("push-object", _LARGE),
     _fleet("confirm-message-received"),
+    # Changes when there are orders: a look at it costs the SuperLink nothing.
+    Route("/v1/bell", (SITE,), shows="gateway/bell"),
     # People.
     _control("start-run", RESEARCHER, body_bytes=_LARGE),
     _control("stop-run", RESEARCHER),
@@ -50,8 +56,6 @@ ROUTES = (
     _control("register-node"),
     _control("unregister-node"),
 )
-
-BELL = "/v1/bell"  # the gateway's own, for sites
 
 # Of what a client sends, these headers alone are passed on.
 PASSED_HEADERS = (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from client import local_socket
 from client.start import processes
 from common.supervisor import status
 from tests.common.test_supervisor import eventually
@@ -16,14 +17,14 @@ from tests.common.test_supervisor import eventually
 _ROOT = Path(__file__).parents[2]
 # Stand-ins at the places of worker and node: each says what it was told; the worker listens as the true one does.
 _STAND_INS = """
-import client.start, sys
+import client.local_socket, client.start, sys
 from dataclasses import replace
 true = client.start.processes
 def stand_in(directory):
     worker, node = true(directory)
-    hears = "import os, socket, time; s = socket.socket(socket.AF_UNIX); s.bind('worker.sock'); s.listen(); "
+    hears = "import os, socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); "
     says = "print(sorted(os.environ), flush=True); time.sleep(1000)"
-    return (replace(worker, argv=(sys.executable, "-c", hears + says)),
+    return (replace(worker, argv=(sys.executable, "-c", hears + says, client.local_socket.address(directory))),
             replace(node, argv=(sys.executable, "-c", "import os, time; " + says)))
 client.start.processes = stand_in
 from scenarios.cli import main
@@ -37,7 +38,12 @@ class Site:
             (directory / name).write_text("")
 
     def start(self) -> subprocess.Popen[str]:
-        told = {"HTTPS_PROXY": "http://proxy.example:3128", "CUDA_VISIBLE_DEVICES": "0", "DATABASE_PASSWORD": "s3cret"}
+        told = {
+            "HTTPS_PROXY": "http://proxy.example:3128",
+            "CUDA_VISIBLE_DEVICES": "0",
+            "VEILFED_METRICS": "127.0.0.1:1",
+            "DATABASE_PASSWORD": "s3cret",
+        }
         return subprocess.Popen(
             [sys.executable, "-c", f"{_STAND_INS}sys.exit(main(['site', 'start', {str(self.directory)!r}]))"],
             cwd=_ROOT,
@@ -75,25 +81,25 @@ def running(place: Path) -> Iterator[tuple[Site, subprocess.Popen[str]]]:
 @pytest.mark.slow
 def test_each_is_told_what_its_work_needs_and_no_more(running):
     site, _ = running
-    eventually(lambda: all((site.directory / "logs" / f"{name}.log").exists() for name in ("worker", "node")))
-    worker, node = ((site.directory / "logs" / f"{name}.log").read_text() for name in ("worker", "node"))
+    logs = [site.directory / "logs" / f"{name}.log" for name in ("worker", "node")]
+    eventually(lambda: all("PATH" in log.read_text() for log in logs))
+    worker, node = (log.read_text() for log in logs)
     assert "CUDA_VISIBLE_DEVICES" in worker
     assert "HTTPS_PROXY" not in worker
     assert "HTTPS_PROXY" in node
+    assert ("VEILFED_METRICS" in worker, "VEILFED_METRICS" in node) == (False, True)
     assert "CUDA_VISIBLE_DEVICES" not in node
     assert "DATABASE_PASSWORD" not in worker + node
 
 
 @pytest.mark.slow
-def test_whoever_is_killed_is_back_and_a_new_certificate_is_taken_up(running):
+def test_whoever_is_killed_is_back_and_at_the_end_nobody_is(running):
     site, process = running
     before = site.pids()
     os.kill(before["worker"], signal.SIGKILL)  # its socket stays behind
-    (site.directory / "worker.sock").unlink()  # which the true worker does when it starts
+    Path(local_socket.address(site.directory)).unlink()  # which the true worker does when it starts
     eventually(lambda: site.pids().get("worker") not in (before["worker"], None))
     assert site.pids()["node"] == before["node"]
-    (site.directory / "node.crt").write_text("a renewed one")
-    eventually(lambda: site.pids().get("node") not in (before["node"], None))
     assert site.status().returncode == 0
     worker = site.pids()["worker"]
     process.send_signal(signal.SIGTERM)
@@ -115,7 +121,7 @@ def test_a_site_that_is_not_set_up_is_told_what_comes_first(place: Path, missing
 
 
 def test_a_socket_that_a_killed_worker_left_is_not_taken_for_a_worker(place: Path):
-    (place / "worker.sock").touch()
+    Path(local_socket.address(place)).touch()
     worker, node = processes(place)
     assert not worker.ready()
     assert worker.argv[1:] == ("-P", "-m", "client.worker", str(place))

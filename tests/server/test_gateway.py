@@ -12,8 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from client import fleet
 from common.errors import ConfigError
 from common.ports import LOOPBACK
+from server import loopback
 from server.gateway.configuration import Gateway, Listen, nginx_conf
 from server.gateway.routes import HOPELESS_BYTES, ROLES, ROUTES
 from server.processes import find_nginx
@@ -154,7 +156,7 @@ def test_the_table_is_what_was_decided():
     assert table["researcher"] == reads | {control + name for name in ("start-run", "stop-run")}
     nodes = {control + name for name in ("register-node", "unregister-node")}
     assert table["admin"] == table["auditor"] | table["researcher"] | nodes
-    assert table["site"] == {path for path in flower_paths() if path.startswith(fleet)} - {
+    assert table["site"] - {"/v1/bell"} == {path for path in flower_paths() if path.startswith(fleet)} - {
         fleet + "register-node",
         fleet + "unregister-node",
     }
@@ -163,13 +165,13 @@ def test_the_table_is_what_was_decided():
 
 
 def test_flower_has_the_methods_that_the_table_names():
-    assert {route.path for route in ROUTES} <= flower_paths()
+    assert {route.path for route in ROUTES if not route.shows} <= flower_paths()
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_every_role_against_every_method_of_flower(door: Door, people, role: str):
     """All 80 methods of the installed SuperLink: through when the table says so, and otherwise not even seen by it."""
-    allowed = {route.path for route in ROUTES if role in route.roles}
+    allowed = {route.path for route in ROUTES if role in route.roles and not route.shows}
     known = {route.path for route in ROUTES}
     paths = sorted(flower_paths())
     assert len(paths) > 70
@@ -227,7 +229,7 @@ def test_only_post(door: Door, people, method: str):
 
 @pytest.mark.parametrize(
     ("role", "path"),
-    [(route.roles[0], route.path) for route in ROUTES],
+    [(route.roles[0], route.path) for route in ROUTES if not route.shows],
 )
 def test_a_body_over_its_method_s_limit_is_refused(door: Door, people, role: str, path: str):
     limit = next(route.body_bytes for route in ROUTES if route.path == path)
@@ -259,6 +261,21 @@ def test_counters_are_on_the_loopback(door: Door):
     answer = httpx.get(f"http://{LOOPBACK}:{door.ports.status}/status")
     assert "Active connections" in answer.text
     assert httpx.get(f"http://{LOOPBACK}:{door.ports.status}/v1/control/list-runs").status_code == 404
+
+
+def test_the_bell_is_for_sites_and_costs_the_superlink_nothing(door: Door, people):
+    bell, before = door.consortium.home / loopback.BELL, door.reached_superlink()
+    address = f"https://localhost:{door.port}{fleet.BELL}"
+    with httpx.Client(verify=door.tls(people["site"]), timeout=20) as site:
+        assert site.get(address).content == b"0"
+        for _ in range(2):
+            loopback.Loopback(door.consortium.home).ring()
+            assert site.get(address).content == bell.read_bytes() != b"0"
+        assert site.post(address).status_code == 405
+    for role in set(ROLES) - {"site"}:
+        assert httpx.get(address, verify=door.tls(people[role])).status_code == 403
+    assert httpx.get(address, verify=door.tls(None)).status_code == 400
+    assert door.reached_superlink() == before
 
 
 # Last, as they change what is trusted.

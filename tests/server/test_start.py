@@ -39,8 +39,6 @@ from server.provision import admit, found, revoke
 from server.start import check, listen_at
 
 _ROOT = Path(__file__).parents[2]
-# The command itself, with an executor that does nothing.
-_START = "import server.processes; server.processes.EXECUTOR = 'tests.server.idle'; from scenarios.cli import main; "
 try:
     find_nginx()
 except ConfigError as missing:
@@ -72,7 +70,7 @@ class Coordinator:
 
     def start(self) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", _START + f"raise SystemExit(main(['server', 'start', {str(self.home)!r}]))"],
+            [sys.executable, "-m", "scenarios.cli", "server", "start", str(self.home)],
             cwd=_ROOT,
             env={**os.environ, "SECRET_OF_THE_ADMINISTRATOR": "s3cret-in-the-environment"},
             stdout=subprocess.PIPE,
