@@ -1,16 +1,28 @@
 """The commands of one site's administrator: `veilfed site ...`. They act on that site's own directory alone."""
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.commands import NotVerified, command, confirm, group, positive, show_fields, show_rows
+from common.commands import (
+    Declined,
+    NotReady,
+    NotVerified,
+    command,
+    confirm,
+    group,
+    positive,
+    printable,
+    show_fields,
+    show_rows,
+)
 from common.errors import ConfigError, FederationError
 
 if TYPE_CHECKING:
+    from client.approvals import Ask
     from client.site import Site
     from common.certificates import Root
     from common.dp.ledger import Ledger
@@ -35,6 +47,16 @@ renewals, are checked against that root, and may be installed while a federation
 """
 _RENEW_EXAMPLES = """example: veilfed site renew /srv/veilfed/cleveland
 The keys stay. Send the new request.json to the coordinator and install the kit that comes back.
+"""
+_CHECK_EXAMPLES = """examples:
+  veilfed site check /srv/veilfed/cleveland
+  veilfed site check /srv/veilfed/cleveland --order study.toml --sites 12     what that plan would cost; writes nothing
+exit code 2 with every problem when the site is not ready, 3 with every reason when it would refuse the plan
+"""
+_APPROVE_EXAMPLES = """examples:
+  veilfed site approve /srv/veilfed/cleveland --list
+  veilfed site approve /srv/veilfed/cleveland 3f0a
+an approval holds for one run with the plan and the sites that were shown
 """
 _PLAN_EXAMPLES = """examples:
   veilfed site ledger plan /srv/veilfed/cleveland study.toml
@@ -82,6 +104,24 @@ def add_commands(commands: Any) -> None:
     _on_directory(plan)
     plan.add_argument("federation", type=Path, metavar="FEDERATION.toml", help="the plan to be agreed on")
     plan.add_argument("--sites", type=positive, help="how many sites take part (default: all on the roster)")
+
+    about = "whether this site is ready, and what it would agree to; or what one plan would cost"
+    check = command(site, "check", _check, _show_check, about, _CHECK_EXAMPLES)
+    _on_directory(check)
+    check.add_argument("--order", type=Path, metavar="FEDERATION.toml", help="a plan: its price, and what policy says")
+    check.add_argument("--sites", type=positive, help="with --order: how many take part (default: all on the roster)")
+
+    approve = command(
+        site, "approve", _approve, _show_approvals, "say yes to a run that waits; or list them", _APPROVE_EXAMPLES
+    )
+    _on_directory(approve)
+    which = approve.add_mutually_exclusive_group(required=True)
+    which.add_argument("run", nargs="?", default="", metavar="RUN", help="its name, or the beginning of it")
+    which.add_argument("--list", action="store_true", help="every run that was put before you and is not over")
+    about, example = "say no to a run, also to one that has begun", "example: veilfed site deny DIR 3f0a"
+    deny = command(site, "deny", _deny, _show_approvals, about, example)
+    _on_directory(deny)
+    deny.add_argument("run", metavar="RUN", help="its name, or the beginning of it")
 
     about = "keep this site's keys encrypted under a passphrase, while its worker is stopped"
     lock = command(site, "lock", _lock, _show_lock, about, _LOCK_EXAMPLES)
@@ -200,32 +240,104 @@ def _remaining(chosen: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _plan(chosen: argparse.Namespace) -> Mapping[str, Any]:
-    """Raises BudgetExceeded when the ledger cannot bear the plan."""
-    from common.config import fill, load_table
-    from common.dp.accounting import epsilon
-    from common.dp.cost import calibrated, planned_events
-    from common.federation import Plan
+    """Raises BudgetExceeded when the policy's budget cannot bear the plan."""
+    from client.dry_run import priced, read_plan
+    from client.pricing import over_budget
 
-    known = {field.name for field in dataclasses.fields(Plan)}
-    plan = fill(Plan, {name: value for name, value in load_table(chosen.federation).items() if name in known})
     site = _site(chosen.directory)
-    sites, ledger = chosen.sites or len(site.roster.sites), site.ledger
-    if not plan.privacy.noise_multiplier:
-        plan = calibrated(plan, sites)
-    events = planned_events(plan, sites, range(1, plan.last_round + 1))
-    ledger.require(events)
+    sites = chosen.sites or len(site.roster.sites)
+    plan, cost = priced(site, read_plan(chosen.federation), sites)
+    for error in over_budget(site.policy, cost):
+        raise error
     return {
-        "data_set": ledger.data_set,
+        "data_set": site.settings.data.name,
         "fits": True,
         "noise_multiplier": plan.privacy.noise_multiplier,
         "rounds": plan.last_round,
         "sites": sites,
-        "epsilon_of_plan": epsilon(events, ledger.budget.delta),
-        "epsilon_before": ledger.epsilon,
-        "epsilon_after": epsilon((*ledger.events, *events), ledger.budget.delta),
-        "budget_epsilon": ledger.budget.epsilon,
-        "delta": ledger.budget.delta,
+        "epsilon_of_plan": cost.of_run,
+        "epsilon_before": cost.before,
+        "epsilon_after": cost.reserved,
+        "budget_epsilon": site.policy.epsilon,
+        "delta": site.policy.delta,
     }
+
+
+def _check(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    """Raises NotReady with all that is wrong, or, about a plan, Declined with every reason."""
+    if chosen.order:
+        from client.dry_run import dry_run, read_plan
+
+        site = _site(chosen.directory)
+        answer = dry_run(site, read_plan(chosen.order), chosen.sites or len(site.roster.sites)).to_report()
+        if not answer["agreed"]:
+            raise Declined(f"this site would refuse the plan: {answer['reasons'][0]}", answer, _show_check(answer))
+        return answer
+    if chosen.sites:
+        raise ConfigError("--sites is about a plan", "give it with --order FEDERATION.toml")
+    from client.check import check
+
+    answer = check(chosen.directory, datetime.now(UTC)).to_report()
+    if answer["problems"]:
+        raise NotReady(
+            f"{len(answer['problems'])} problems keep this site from taking part", answer, _show_check(answer)
+        )
+    return answer
+
+
+_LISTS = {
+    "agrees_to": "it would agree to",
+    "problems": "PROBLEM",
+    "notes": "note",
+    "reasons": "it would refuse",
+}
+
+
+def _show_check(answer: Mapping[str, Any]) -> str:
+    facts = show_fields({key: value for key, value in answer.items() if key not in _LISTS})
+    return "\n".join(
+        [facts, *(printable(f"{word}: {line}") for key, word in _LISTS.items() for line in answer.get(key, ()))]
+    )
+
+
+def _approve(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.approvals import decide, waiting
+
+    site = _site(chosen.directory)
+    if chosen.list:
+        return {"site": site.name, "runs": [_about(ask, state) for ask, state in waiting(site)]}
+    return {"site": site.name, "runs": [_about(decide(site, chosen.run, agreed=True), "approved")]}
+
+
+def _deny(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.approvals import decide
+
+    site = _site(chosen.directory)
+    return {"site": site.name, "runs": [_about(decide(site, chosen.run, agreed=False), "denied")]}
+
+
+def _about(ask: "Ask", state: str) -> dict[str, Any]:
+    plan = ask.plan
+    return {
+        "run": ask.run,
+        "state": state,
+        "asked": ask.asked,
+        "name": plan.federation.name,
+        "cohort": list(ask.cohort),
+        "rounds": plan.last_round,
+        "model": plan.model.factory,
+        "privacy": plan.privacy.mode,
+        "encryption": plan.encryption.preset,
+        "reveal": plan.federation.reveal,
+        "epsilon_of_run": ask.cost.of_run,
+        "epsilon_before": ask.cost.before,
+        "epsilon_after": ask.cost.after,
+        "plan_hash": ask.plan_hash,
+    }
+
+
+def _show_approvals(result: Mapping[str, Any]) -> str:
+    return "\n\n".join(map(show_fields, result["runs"])) or f"no run waits for {printable(result['site'])}"
 
 
 def _site(directory: Path) -> "Site":

@@ -3,7 +3,7 @@
 DIR/identity.key  Ed25519, perhaps locked   DIR/request.json     for the coordinator: `veilfed server admit`
 DIR/node.key      EC P-384, open            DIR/node.crt         the certificate for it
 DIR/site.toml     to be filled in           DIR/connection.json  the consortium and where its gateway is
-DIR/roots.pem, DIR/roster.json              see `common/roster.py`
+DIR/policy.toml   to be filled in           DIR/roots.pem, DIR/roster.json: see `common/roster.py`
 Files are replaced while a federation runs. Each is whole at any moment, and the pairs that must fit do.
 """
 
@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from client.lock import outside
+from client.policy import EXAMPLE
 from client.site import SiteSettings
 from common.addresses import Address
 from common.certificates import Certificate, Root, read_roots
@@ -38,11 +39,6 @@ holdout = 0.2                            # share of the records kept out of trai
 
 [data.options]                           # handed to the loader
 # path = "/srv/data/records.csv"
-
-[policy]                                 # enforced here, whatever is asked
-epsilon = 3.0                            # the most that one record may ever lose, over all runs
-delta = 1e-5                             # below 1 / number of records
-min_cohort = 2                           # fewest sites whose sum may be opened here
 """
 
 
@@ -67,9 +63,9 @@ class Connection:
 
 
 def initialise(directory: Path, name: str, server: Address, passphrase_file: Path | None) -> Request:
-    """This site's keys, made here and to stay here, an example of site.toml, and the request to be granted.
+    """This site's keys, to stay here, examples of site.toml and policy.toml, and the request to be granted.
 
-    Keys that are there already, of a first try that was cut short, are kept; so is site.toml.
+    Keys that are there already, of a first try that was cut short, are kept; so are those two.
     Raises ConfigError when a request was made already.
     """
     require_name(name)
@@ -87,6 +83,8 @@ def initialise(directory: Path, name: str, server: Address, passphrase_file: Pat
     if not (directory / "site.toml").exists():
         named = f"passphrase_file = {json.dumps(str(place), ensure_ascii=False)}\n" if place else ""
         write_atomically(directory / "site.toml", _SITE.format(name=name, passphrase=named).encode())
+    if not (directory / "policy.toml").exists():
+        write_atomically(directory / "policy.toml", EXAMPLE.read_bytes())
     return _request(directory, name, server, passphrase)
 
 

@@ -9,11 +9,13 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from client.site import SiteSettings
+from client.site import SiteSettings, witnesses_of
+from common.audit import AdminCommand, Audit
 from common.config import fill, load_table
 from common.errors import ConfigError
 from common.files import write_atomically
 from common.keystore import AtRest, is_open, load_secret, read_passphrase, save_secret
+from common.signing import Identity
 
 _LINE = re.compile(r"^[ \t]*passphrase_file[ \t]*=.*\n?", re.MULTILINE)
 
@@ -33,6 +35,7 @@ def lock(directory: Path, passphrase_file: Path) -> int:
         save_secret(key, secret, passphrase)
         changed += 1
     _name_passphrase_file(directory, str(place))
+    _note(directory, secret, "lock")
     return changed
 
 
@@ -48,6 +51,7 @@ def unlock(directory: Path) -> int:
         save_secret(key, secret, None)
         changed += 1
     _name_passphrase_file(directory, "")
+    _note(directory, secret, "unlock")
     return changed
 
 
@@ -57,6 +61,12 @@ def outside(directory: Path, passphrase_file: Path) -> Path:
     if place.is_relative_to(directory.resolve()):
         raise ConfigError(f"{place} lies in the site's own directory", "keep the passphrase on another disk")
     return place
+
+
+def _note(directory: Path, secret: bytes, command: str) -> None:
+    settings = fill(SiteSettings, load_table(directory / "site.toml"))
+    log = Audit.open(directory, Identity.from_private_bytes(secret), witnesses_of(directory, settings))
+    log.note(AdminCommand.now(command, settings.name))
 
 
 def _secrets(directory: Path) -> Iterator[Path]:

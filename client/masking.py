@@ -152,7 +152,7 @@ def require_list(site: Site, run: SiteRun, sites: Sequence[str]) -> None:
     """Raises TrustError for a list that is not in order or not of this cohort, CohortTooSmall for a short one."""
     if list(sites) != sorted(set(sites)) or not set(sites) <= set(run.cohort):
         raise TrustError("the list of summed sites is out of order, doubled, or not part of the cohort")
-    required = max(run.plan.smallest_sum(len(run.cohort)), site.settings.policy.min_cohort)
+    required = max(run.plan.smallest_sum(len(run.cohort)), site.policy.min_cohort)
     if len(sites) < required:
         raise CohortTooSmall(f"a sum of {len(sites)} sites is not opened, {required} are required")
 

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from client import masking
+from client.consent import require_budget, require_consent
+from client.limits import cpu_allowance
 from client.opening import open_published
-from client.policy import consent
+from client.policy import consent, size_objection
+from client.pricing import unpaid_rounds
 from client.runs import SiteRun, signed_answer
 from client.site import Site
 from client.train import Trained, train
@@ -26,9 +29,12 @@ from common.errors import InvalidUpdate, PrivacyError, ProtocolError, TrustError
 from common.evaluators.counts import tally
 from common.federation import ModelSettings, Plan
 from common.he.packing import Integers
+from common.he.parameters import choose_scheme
 from common.he.scheme import encrypt
 from common.he.series import Joined, Series
+from common.layout import longest
 from common.masking import Published, names
+from common.metrics import MetricsCode
 from common.model_state import ModelState, advance
 from common.models import build, layer_sizes, load_parameters, parameters_of, predict
 from common.updates import clip
@@ -48,10 +54,20 @@ class SealedUpdate:
     epsilon: float
 
 
+@dataclass(frozen=True)
+class Applied:
+    """sites: those of the sum that was opened now; () when it had been applied before."""
+
+    data: bytes
+    open_seconds: float
+    sites: tuple[str, ...]
+
+
 def join(site: Site, order: Envelope) -> bytes:
     """Order {plan, cohort} -> answer {round, model_hash, epoch, exchange}; or the site's own refusal.
 
-    Refuses before any training when the policy or the ledger cannot bear the whole run.
+    Refuses, before anything of the run is on disk, when the policy, the ledger or the administrator cannot bear all of
+    it.
     """
     body = from_json(order.body)
     plan, cohort = fill(Plan, table(body, "plan")), tuple(sorted(names(body, "cohort")))
@@ -60,7 +76,7 @@ def join(site: Site, order: Envelope) -> bytes:
     if site.name not in cohort or not set(cohort) <= set(site.roster.sites) or len(set(cohort)) != len(cohort):
         raise TrustError("the cohort lists sites that are not on the roster, or one twice, or leaves this one out")
     records, held_out = site.training_records, site.held_out_records
-    consent(site.settings.policy, plan, cohort, len(records))
+    consent(site.policy, plan, cohort, len(records))
     if plan.privacy.in_shares:
         noise_shares(plan, len(cohort))
     largest_label = max(records.labels.max(), held_out.labels.max(initial=0))
@@ -69,10 +85,12 @@ def join(site: Site, order: Envelope) -> bytes:
     network = build(plan.model)
     public_scale(plan, layer_sizes(network))
     initial = ModelState.initial(parameters_of(network))
+    if too_large := size_objection(site.policy, initial.model.size):
+        raise too_large
+    _require_noise_that_fits(plan, order.run, len(cohort), layer_sizes(network))
+    _require_budget_for_rest(site, order.run, plan, len(cohort))
+    require_consent(site, order.run.hex(), plan, cohort)
     run = SiteRun.create(site, order.run, plan, cohort, initial)
-    state = run.state()
-    _require_noise_that_fits(run)
-    _require_budget_for_rest(site, run, state)
     run.destroy_keys()
     return _position(site, run, run.announcement(run.due_epoch))
 
@@ -167,6 +185,7 @@ def train_and_charge(site: Site, run: SiteRun, number: int, model: np.ndarray, b
         site.randomness("train", number),
         number,
         plan.federation.rounds,
+        cpu_allowance(site.policy.resources),
     )
     _charge(site, run, number, bill, "train")
     return trained
@@ -183,11 +202,11 @@ def count_and_charge(site: Site, run: SiteRun, number: int, state: ModelState, b
     return run.metrics_code.encode(counts, normal)
 
 
-def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
-    """Aggregate -> opened, applied -> answer {round, model hash, counts in it}, and the seconds it took to open."""
+def apply_aggregate(site: Site, order: Envelope) -> Applied:
+    """Aggregate -> opened, applied -> answer {round, model hash, counts in it}."""
     run = joined(site, order)
     state = run.state()
-    seconds = 0.0
+    seconds, sites = 0.0, ()
     number = order.round_number
     if number == state.round_number + 1:
         published = Published.decode(order.body)
@@ -206,12 +225,13 @@ def apply_aggregate(site: Site, order: Envelope) -> tuple[bytes, float]:
         else:
             state = replace(state, round_number=number)
         run.keep_state(state)
+        sites = published.sites
     elif number != state.round_number:
         raise WrongRound(f"the aggregate is of round {number}, this site has applied {state.round_number}")
     masking.forget(run, number)
     run.destroy_keys()
-    counts = run.counts(number) if "metrics" in run.plan.federation.public else []
-    return _position(site, run, {"counts": counts} if counts else {}), seconds
+    counts = run.counts(number) if "metrics" in reported(site, run) else []
+    return Applied(_position(site, run, {"counts": counts} if counts else {}), seconds, sites)
 
 
 def release(site: Site, order: Envelope) -> bytes:
@@ -228,6 +248,11 @@ def release(site: Site, order: Envelope) -> bytes:
 def spent(site: Site, run: SiteRun) -> float:
     """What the data set has lost by now, at the delta of the site's own policy; 0 in a run without privacy."""
     return site.ledger.epsilon if run.plan.privacy.mode != "none" else 0.0
+
+
+def reported(site: Site, run: SiteRun) -> tuple[str, ...]:
+    """The numbers that leave readable: those that the plan asks for and this site's policy lets go."""
+    return tuple(name for name in run.plan.federation.public if name in site.policy.reports)
 
 
 def joined(site: Site, order: Envelope) -> SiteRun:
@@ -258,30 +283,28 @@ def _encoding(run: SiteRun, number: int) -> Encoding:
     return Encoding.of(run.plan, run.run, number, run.scheme.value_bits, layers, len(run.cohort))
 
 
-def _require_noise_that_fits(run: SiteRun) -> None:
+def _require_noise_that_fits(plan: Plan, run: bytes, cohort: int, layers: Sequence[int]) -> None:
     """Raises ConfigError when noise would be too small for the integers that carry it."""
-    if run.plan.encryption.preset != "none":
-        _encoding(run, 1)
-        if run.plan.metrics.every:
-            _ = run.metrics_code
+    if plan.encryption.preset != "none":
+        scheme = choose_scheme(plan.encryption.preset, cohort, longest(plan, sum(layers)))
+        Encoding.of(plan, run, 1, scheme.value_bits, layers, cohort)
+        if plan.metrics.every:
+            MetricsCode.of(plan, cohort, scheme.value_bits)
 
 
-def _require_budget_for_rest(site: Site, run: SiteRun, state: ModelState) -> None:
-    cohort = len(run.cohort)
-    unpaid = [
-        number
-        for number in range(state.round_number + 1, run.plan.last_round + 1)
-        if not all(_paid(site, run, number, purpose) for purpose in round_events(run.plan, number, cohort, cohort))
-    ]
-    if events := planned_events(run.plan, len(run.cohort), unpaid):
-        site.ledger.require(events)
+def _require_budget_for_rest(site: Site, run: bytes, plan: Plan, cohort: int) -> None:
+    """Before a run is joined, or joined again: that all rounds which this site has not applied yet can be paid for."""
+    if plan.privacy.mode != "none":
+        unpaid = unpaid_rounds(site.ledger.entries, run.hex(), plan, cohort, SiteRun.applied(site, run))
+        if events := planned_events(plan, cohort, unpaid):
+            require_budget(site, run.hex(), events)
 
 
 def _require_budget(site: Site, run: SiteRun, number: int, bill: Bill) -> None:
     """Before any work is done for it: that what is not yet paid of the round's bill can be."""
     unpaid = [event for purpose, events in bill.items() if not _paid(site, run, number, purpose) for event in events]
     if unpaid:
-        site.ledger.require(unpaid)
+        require_budget(site, run.run.hex(), unpaid)
 
 
 def _charge(site: Site, run: SiteRun, number: int, bill: Bill, purpose: str) -> None:

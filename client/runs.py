@@ -60,6 +60,13 @@ class SiteRun:
         """The run this site joined. Raises ProtocolError when it did not. at_rest: only secrets need it."""
         return _open(cls, directory, run, at_rest)
 
+    @classmethod
+    def applied(cls, site: Site, run: bytes) -> int:
+        """The last round of that run that this site has applied; 0 in a run that is new to it."""
+        runs = site.directory / "runs"
+        known = (runs / run.hex() / "agreement.json").exists()
+        return cls.open(runs, run, site.at_rest).version().round_number if known else 0
+
     @cached_property
     def plan_hash(self) -> bytes:
         return plan_hash(self.plan)

@@ -1,8 +1,9 @@
 """One site on its own disk: settings, identity, roster, records and ledgers. Nothing here is ever sent.
 
 DIR/site.toml      the administrator's settings       DIR/identity.key   Ed25519 private key
-DIR/roster.json    who belongs to the consortium      DIR/ledgers/       one ledger per data set
-DIR/audit.jsonl    every order that was refused       DIR/runs/ID/       keys, model state, sealed updates of a run
+DIR/policy.toml    what this site agrees to           DIR/ledgers/       one ledger per data set
+DIR/roster.json    who belongs to the consortium      DIR/runs/ID/       keys, model state, sealed updates of a run
+DIR/audit.jsonl    what it did and refused            DIR/pending/ID     a run that is put before the administrator
 """
 
 from collections.abc import Mapping
@@ -12,9 +13,9 @@ from pathlib import Path
 
 from client.datasets import Records, load_records, split
 from client.policy import SitePolicy
-from common.append_log import AppendLog
+from common.audit import Audit
 from common.config import fill, load_table
-from common.dp.ledger import Ledger, PrivacyBudget
+from common.dp.ledger import Charge, Ledger, PrivacyBudget
 from common.errors import ConfigError
 from common.federation import require
 from common.keystore import AtRest, load_secret, read_passphrase
@@ -23,7 +24,6 @@ from common.roster import Roster
 from common.signing import Identity, verify
 
 LEDGER_CONTEXT = "veilfed.ledger.v1"
-AUDIT_CONTEXT = "veilfed.audit.v1"
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,27 @@ class SiteSettings:
     """site.toml. `insecure_randomness` above 0 fixes sampling and noise: tests only, and every report says so.
 
     passphrase_file: absolute path of what opens this site's keys; `veilfed site lock` writes it here.
+    witnesses: absolute path of the folder that holds the newest heads of ledgers and audit log, best on another disk;
+    "": DIR/witnesses.
     """
 
     name: str
     data: SiteData
-    policy: SitePolicy
     insecure_randomness: int = 0
     passphrase_file: str = ""
+    witnesses: str = ""
 
     def __post_init__(self) -> None:
-        path = self.passphrase_file
-        require(not path or Path(path).is_absolute(), "passphrase_file", path, "an absolute path")
+        for key in ("passphrase_file", "witnesses"):
+            path = getattr(self, key)
+            require(not path or Path(path).is_absolute(), key, path, "an absolute path")
 
 
 @dataclass(frozen=True)
 class Site:
     directory: Path
     settings: SiteSettings
+    policy: SitePolicy
     identity: Identity
     roster: Roster
     at_rest: AtRest
@@ -74,13 +78,12 @@ class Site:
     def open(cls, directory: Path) -> "Site":
         """Raises ConfigError naming the file that is missing or wrong, TrustError when the passphrase is."""
         settings = fill(SiteSettings, load_table(directory / "site.toml"))
-        locked = Path(settings.passphrase_file) if settings.passphrase_file else None
-        secret = load_secret(directory / "identity.key", read_passphrase(locked) if locked else None)
-        identity = Identity.from_private_bytes(secret)
+        policy = fill(SitePolicy, load_table(directory / "policy.toml"))
+        identity, at_rest = load_identity(directory, settings)
         roster = Roster.read(directory / "roster.json")
         if roster.public_key_of(settings.name) != identity.public:
             raise ConfigError(f"{directory}: the roster lists another key for {settings.name}")
-        return cls(directory, settings, identity, roster, AtRest.behind(secret) if locked else AtRest())
+        return cls(directory, settings, policy, identity, roster, at_rest)
 
     @property
     def name(self) -> str:
@@ -88,38 +91,35 @@ class Site:
 
     @cached_property
     def training_records(self) -> Records:
-        return _records(self.directory, self.name, settings_stamp(self.directory))[0]
+        return _records(self.directory, self.name, _changed(self.directory / "site.toml"))[0]
 
     @cached_property
     def held_out_records(self) -> Records:
-        return _records(self.directory, self.name, settings_stamp(self.directory))[1]
+        return _records(self.directory, self.name, _changed(self.directory / "site.toml"))[1]
 
     @cached_property
     def ledger(self) -> Ledger:
-        """The data set's ledger, signed by this site; its newest head is also kept in `witnesses/`."""
-        policy, name = self.settings.policy, self.settings.data.name
-        self._witness(name).parent.mkdir(exist_ok=True)
+        """The data set's ledger, signed by this site; its newest head is also kept beside it, see `witnesses`."""
+        name = self.settings.data.name
+        self._witness(name).parent.mkdir(parents=True, exist_ok=True)
         return Ledger.open(
             self.directory / "ledgers" / f"{name}.jsonl",
             self.name,
             name,
-            PrivacyBudget(policy.epsilon, policy.delta),
+            PrivacyBudget(self.policy.epsilon, self.policy.delta),
             witness=self._witness(name),
             sign=partial(self.identity.sign, LEDGER_CONTEXT),
             verify=partial(verify_entry, self.identity.public),
         )
 
     @cached_property
-    def audit(self) -> AppendLog:
-        """Every order that this site refused, and why: hash-chained and signed, its newest head in `witnesses/` too."""
-        witnesses = self.directory / "witnesses"
-        witnesses.mkdir(exist_ok=True)
-        return AppendLog(
-            self.directory / "audit.jsonl",
-            witnesses / "audit",
-            partial(self.identity.sign, AUDIT_CONTEXT),
-            partial(verify_entry, self.identity.public, context=AUDIT_CONTEXT),
-        )
+    def audit(self) -> Audit:
+        """What this site agreed to, did and refused."""
+        return Audit.open(self.directory, self.identity, witnesses_of(self.directory, self.settings))
+
+    def spent(self) -> tuple[Charge, ...]:
+        """What the data set's ledger holds now; it is not written, and need not be there yet."""
+        return spent(self.directory, self.settings, self.identity.public)
 
     def read_ledgers(self) -> list[Ledger]:
         """Every ledger of this site, each line verified; they can be asked but not charged."""
@@ -129,7 +129,7 @@ class Site:
         ]
 
     def _witness(self, name: str) -> Path:
-        return self.directory / "witnesses" / f"{name}.json"
+        return witnesses_of(self.directory, self.settings) / f"{name}.json"
 
     def randomness(self, *context: str | int) -> Randomness:
         """This process's stream keyed by the operating system, unless the site's own settings fix it for a test.
@@ -144,9 +144,27 @@ class Site:
         return Randomness.from_os()
 
 
-def verify_entry(public: bytes, signature: bytes, data: bytes, context: str = LEDGER_CONTEXT) -> None:
-    """Raises TrustError unless the entry of a log was signed by the site with that public key."""
-    verify(public, context, data, signature)
+def load_identity(directory: Path, settings: SiteSettings) -> tuple[Identity, AtRest]:
+    """The site's key, and how its other secrets are kept."""
+    locked = Path(settings.passphrase_file) if settings.passphrase_file else None
+    secret = load_secret(directory / "identity.key", read_passphrase(locked) if locked else None)
+    return Identity.from_private_bytes(secret), AtRest.behind(secret) if locked else AtRest()
+
+
+def spent(directory: Path, settings: SiteSettings, public: bytes) -> tuple[Charge, ...]:
+    """What the ledger of the site's data set holds, every line verified; nothing when there is none."""
+    name = settings.data.name
+    path, witness = directory / "ledgers" / f"{name}.jsonl", witnesses_of(directory, settings) / f"{name}.json"
+    return Ledger.read(path, witness, partial(verify_entry, public)).entries if path.exists() else ()
+
+
+def witnesses_of(directory: Path, settings: SiteSettings) -> Path:
+    return Path(settings.witnesses) if settings.witnesses else directory / "witnesses"
+
+
+def verify_entry(public: bytes, signature: bytes, data: bytes) -> None:
+    """Raises TrustError unless the entry of a ledger was signed by the site with that public key."""
+    verify(public, LEDGER_CONTEXT, data, signature)
 
 
 @lru_cache(maxsize=256)
@@ -156,7 +174,15 @@ def open_site(directory: Path, changed: int) -> Site:
 
 
 def settings_stamp(directory: Path) -> int:
-    return (directory / "site.toml").stat().st_mtime_ns
+    """Another number once the site's settings or its policy were written again."""
+    return hash((_changed(directory / "site.toml"), _changed(directory / "policy.toml")))
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        raise ConfigError(f"{path} is missing", "every site has a site.toml and a policy.toml") from None
 
 
 @lru_cache(maxsize=256)

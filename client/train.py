@@ -43,6 +43,7 @@ def train(
     randomness: Randomness,
     round_number: int = 1,
     rounds: int = 1,
+    between_steps: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train `model` in place on features (n, *inputs) and labels (n,); its new weights and the update agree.
 
@@ -53,6 +54,7 @@ def train(
     and with "site" all steps are plain: such an update must not leave before its share of noise is on it.
     With `privacy.clipping` "per-layer" the layers have shares of the same norm; with "adaptive" the norm moves with the
     steps, at the same cost (`AdaptiveClipping`). round_number, of rounds: public, for the learning rate's schedule.
+    between_steps: may raise, to stop.
     Reference: Abadi et al. 2016, arXiv:1607.00133.
     """
     started = time.perf_counter()
@@ -61,11 +63,11 @@ def train(
     if not model.training:
         model.train()
     if privacy.mode in ("none", "site") and training.sampling == "shuffle":
-        _train_on_shuffled(model, parameters, features, labels, training, randomness)
+        _train_on_shuffled(model, parameters, features, labels, training, randomness, between_steps)
         update = flat(parameters) - before
     elif privacy.mode in ("none", "site"):
         descent = Descent(model, training, round_number, rounds)
-        _train_on_lots(partial(_gradient_sum, model), descent, features, labels, training, randomness)
+        _train_on_lots(partial(_gradient_sum, model), descent, features, labels, training, randomness, between_steps)
         update = descent.weights - before
     else:
         for bound in bounds_of(privacy):
@@ -81,7 +83,7 @@ def train(
                 step = AdaptiveClipping(clipped, noise_multiplier, training, privacy, randomness).noised_sum
             else:
                 step = partial(noised_sum, clipped, noise_multiplier * privacy.max_grad_norm, randomness)
-            _train_on_lots(step, descent, features, labels, training, randomness)
+            _train_on_lots(step, descent, features, labels, training, randomness, between_steps)
         update = descent.weights - before
     return Trained(update, time.perf_counter() - started)
 
@@ -114,8 +116,10 @@ def _train_on_lots(
     labels: NDArray[np.int64],
     training: TrainingSettings,
     randomness: Randomness,
+    between_steps: Callable[[], None],
 ) -> None:
     for _ in range(training.local_steps):
+        between_steps()
         batch = poisson_batch(len(labels), training.sample_rate, randomness)
         descent.step(gradient_sum(*_batch(features, labels, batch, descent.device)))
 
@@ -147,12 +151,14 @@ def _train_on_shuffled(
     labels: NDArray[np.int64],
     training: TrainingSettings,
     randomness: Randomness,
+    between_steps: Callable[[], None],
 ) -> None:
     """Plain SGD over every record once per epoch; nothing here is private."""
     velocity = None
     for _ in range(training.local_epochs):
         order = np.argsort(randomness.uniform(len(labels)))
         for start in range(0, len(order), training.batch_size):
+            between_steps()
             batch = order[start : start + training.batch_size]
             chosen, answers = _batch(features, labels, batch, parameters[0].device)
             loss = F.cross_entropy(model(chosen), answers)

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from client import agent, local_socket
+from client.policy import require_bundle_key
 from client.site import Site, open_site, settings_stamp
 from common import bundle
+from common.audit import BundleAccepted
 from common.errors import FederationError, ProtocolError
-from common.wire import Envelope, plan_hash
+from common.wire import Envelope, digest, plan_hash
 
 log = logging.getLogger("veilfed.worker")
 
@@ -62,9 +64,11 @@ def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> Non
         content = base64.b64decode(str(head["bundle"]), validate=True)
     except (KeyError, ValueError):
         raise ProtocolError("an order to join came without a bundle") from None
-    plan, _ = bundle.opened(content, str(head.get("signature", "")), site.roster.bundles)
+    plan, signer = bundle.opened(content, str(head.get("signature", "")), site.roster.bundles)
+    require_bundle_key(site.policy, signer, site.roster.bundles)
     if plan_hash(plan) != order.plan:
         raise ProtocolError("the order carries another plan than the signed bundle")
+    site.audit.note(BundleAccepted(order.run.hex(), digest(content).hex(), digest(signer).hex()))
 
 
 def main(arguments: list[str] | None = None) -> int:

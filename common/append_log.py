@@ -9,6 +9,7 @@ cut off or all of it put back to an older state, a `witness` kept elsewhere show
 An entry is on disk when `append` returns. A crash within `append` leaves the entry whole or not at all.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -99,7 +100,7 @@ class AppendLog:
             line = _line(core, digest, self._sign(_SIGNED + digest) if self._sign else b"")
             written = os.write(descriptor, line)
             if written != len(line):
-                raise OSError(f"{self.path}: only {written} of {len(line)} bytes could be written")
+                raise OSError(errno.ENOSPC, f"only {written} of {len(line)} bytes could be written", str(self.path))
             os.fsync(descriptor)
             self._take(line)
             self._write_witness()

@@ -5,17 +5,40 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from common.errors import ConfigError, TrustError
+from common.errors import ConfigError, FederationError, PrivacyError, TrustError
 
 Command = Callable[[argparse.Namespace], Mapping[str, Any]]
 
 
-class NotVerified(TrustError):
-    """What was to be verified does not hold: `where` is the file or line. A verdict, not a failure of the command."""
+class Verdict(FederationError):
+    """A no that is a command's result, not its failure. answer: what `--json` prints. text: the same for people."""
+
+    def __init__(self, message: str, answer: Mapping[str, Any], text: str = "") -> None:
+        super().__init__(message)
+        self.answer, self.text = answer, text
+
+
+class NotVerified(Verdict, TrustError):
+    """What was to be verified does not hold: `where` is the file or line."""
 
     def __init__(self, reason: str, where: str) -> None:
-        super().__init__(reason)
-        self.where = where
+        super().__init__(reason, {"verified": False, "reason": reason, "where": where})
+
+
+class NotReady(Verdict, ConfigError):
+    """Something is not as it must be before anything can start."""
+
+
+class Declined(Verdict, PrivacyError):
+    """What was asked would be refused."""
+
+
+def printable(text: str) -> str:
+    """`text` on one line, whatever another party wrote: what would move a terminal's cursor or end the line is escaped.
+
+    Also escaped are the marks that turn the direction of writing around.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,13 +90,13 @@ def show_rows(result: Mapping[str, Any]) -> str:
     cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
     widths = [max(len(row[place]) for row in cells) for place in range(len(names))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-    return "\n".join([*lines, *(f"skipped: {item}" for item in result.get("skipped", []))])
+    return "\n".join([*lines, *(f"skipped: {printable(str(item))}" for item in result.get("skipped", []))])
 
 
 def show_fields(result: Mapping[str, Any]) -> str:
     """One line per field."""
-    return "\n".join(f"{key:<18} {value}" for key, value in result.items())
+    return "\n".join(f"{printable(key):<18} {printable(str(value))}" for key, value in result.items())
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else "-" if value is None else printable(str(value))

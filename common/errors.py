@@ -11,7 +11,9 @@ FederationError
 |  |- WrongRound         a message for another round: late or replayed
 |  |- UnexpectedSender   not in the cohort, or answered already
 |  `- InvalidUpdate      wrong length, or not finite
-`- TrustError       exit 4: signature, certificate, or a version going backwards
+|- TrustError       exit 4: signature, certificate, or a version going backwards
+`- NotNow           exit 3: a site says no for the time being; ask the same again later
+   `- AwaitingApproval   until a person at the site has said yes or no
 """
 
 
@@ -73,3 +75,11 @@ class InvalidUpdate(ProtocolError):
 
 class TrustError(FederationError):
     exit_code = 4
+
+
+class NotNow(FederationError):
+    exit_code = 3
+
+
+class AwaitingApproval(NotNow):
+    pass

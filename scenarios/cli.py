@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client import cli as site_cli
-from common.commands import NotVerified, Parser, command, group, show_rows
+from common import audit_commands
+from common.commands import Parser, Verdict, command, group, printable, show_rows
 from common.errors import ConfigError, FederationError
 from scenarios.bench import cli as bench_cli
 from server import cli as server_cli
@@ -50,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(error: FederationError, as_json: bool) -> int:
-    if as_json and isinstance(error, NotVerified):
-        print(json.dumps({"verified": False, "reason": error.message, "where": error.where}))
+    if isinstance(error, Verdict) and (as_json or error.text):
+        print(json.dumps(error.answer) if as_json else error.text)
     elif as_json:
         print(json.dumps({"error": {"code": error.code, "message": error.message, "hint": error.hint}}))
-    print(f"veilfed: {error.message}" + (f" ({error.hint})" if error.hint else ""), file=sys.stderr)
+    print(printable(f"veilfed: {error.message}" + (f" ({error.hint})" if error.hint else "")), file=sys.stderr)
     return error.exit_code
 
 
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     site_cli.add_commands(commands)
     server_cli.add_commands(commands)
+    audit_commands.add_commands(commands)
     bench_cli.add_commands(commands)
     return parser
 

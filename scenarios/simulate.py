@@ -128,7 +128,7 @@ def _site_row(observer: Observer, site: Site, traffic: list[dict[str, Any]]) -> 
     return {
         "site": site.name,
         "epsilon": ledger.epsilon if ledger else None,
-        "delta": site.settings.policy.delta if ledger else None,
+        "delta": site.policy.delta if ledger else None,
         "bytes_up": link["bytes_up"] if link else 0,
         "bytes_down": link["bytes_down"] if link else 0,
         "refusals": len(link["refusals"]) if link else 0,

@@ -88,8 +88,12 @@ def set_up(simulation: Simulation, out: Path) -> Workplace:
     keys = {name: identity.public for name, identity in identities.items()} | {COORDINATOR: coordinator.public}
     hand_out_roster(out / "consortium", keys, (*sites, out / "coordinator"))
     for place in sites:
-        write_atomically(place / "site.toml", tomli_w.dumps(to_table(_site_settings(simulation, place.name))).encode())
-    store = RunStore.create(out / "coordinator", _fitted(simulation, [Site.open(place) for place in sites]))
+        settings, policy = _site_settings(simulation, place.name), _site_policy(simulation)
+        write_atomically(place / "site.toml", tomli_w.dumps(to_table(settings)).encode())
+        write_atomically(place / "policy.toml", tomli_w.dumps(to_table(policy)).encode())
+    store = RunStore.create(
+        out / "coordinator", _fitted(simulation, [Site.open(place) for place in sites]), by="simulate"
+    )
     settings = to_table(replace(simulation, model=store.plan.model, privacy=store.plan.privacy))
     write_atomically(out / "simulation.json", to_json({"run": store.run.hex(), "simulation": settings}))
     return Workplace(out, fill(Simulation, settings), store.directory, sites)
@@ -135,19 +139,23 @@ def _identity(place: Path, name: str = "identity.key") -> Identity:
 
 def _site_settings(simulation: Simulation, name: str) -> SiteSettings:
     loader, options = site_loader(simulation.data, name)
-    data, privacy = simulation.data, simulation.privacy
+    data = simulation.data
     return SiteSettings(
         name,
         SiteData(data.loader.replace(":", "."), loader, data.holdout, data.seed, options),
-        SitePolicy(
-            simulation.simulation.site_epsilon or privacy.epsilon,
-            privacy.delta,
-            require_encryption=simulation.encryption.preset != "none",
-            require_privacy=privacy.mode != "none",
-            model_factories=(simulation.model.factory,) if ":" in simulation.model.factory else (),
-            max_weights=2**31,
-        ),
         simulation.simulation.insecure_randomness,
+    )
+
+
+def _site_policy(simulation: Simulation) -> SitePolicy:
+    privacy = simulation.privacy
+    return SitePolicy(
+        simulation.simulation.site_epsilon or privacy.epsilon,
+        privacy.delta,
+        require_encryption=simulation.encryption.preset != "none",
+        require_privacy=privacy.mode != "none",
+        model_factories=(simulation.model.factory,) if ":" in simulation.model.factory else (),
+        max_weights=2**31,
     )
 
 

@@ -130,6 +130,9 @@ class EncryptedRounds(Rounds):
         counts = self._applied(self.closed, dict(self.links.read(message) for message in replies))
         self.reported = self._reported(counts)
 
+    def _model_hash(self) -> str:
+        return self._common_version(self.closed)
+
     def _applied(self, number: int, answers: Mapping[str, Reply | LeftOut]) -> list[Any]:
         """Take in what the sites say after a sum: the model they hold now, and the counts that enough of them found."""
         counts: dict[str, list[str]] = {}

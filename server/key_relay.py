@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.audit import KeyRelayed
 from common.config import to_table
 from common.errors import FederationError, ProtocolError
 from common.he.sealing import ExchangeKey
@@ -76,6 +77,7 @@ class KeyRelay:
             if isinstance(answer, Reply):
                 ceremony = {"joined": joined, "made": answer.data.hex()}
                 self.store.keep_ceremony(epoch, ceremony)
+                self.store.audit.note(KeyRelayed(self.store.run.hex(), epoch, maker, tuple(sorted(joined))))
                 return ceremony
             reason = f"{maker}: {answer.message}" if answer else f"{maker} did not answer"
         raise ProtocolError(f"round {first}: nobody made the cohort's key ({reason})")

@@ -3,7 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from common.errors import CohortTooSmall, FederationError, ProtocolError, UnexpectedSender, WireError, WrongRound
+from common.errors import (
+    AwaitingApproval,
+    CohortTooSmall,
+    FederationError,
+    NotNow,
+    ProtocolError,
+    UnexpectedSender,
+    WireError,
+    WrongRound,
+)
 from common.wire import Bytes, Envelope, Kind, from_json
 
 
@@ -19,6 +28,18 @@ class LeftOut:
     @classmethod
     def because(cls, site: str, error: FederationError) -> "LeftOut":
         return cls(site, error.code, error.message, error.exit_code)
+
+    @property
+    def not_now(self) -> bool:
+        """Whether the site may say yes when it is asked the same again later."""
+        return self.code in (NotNow.__name__, AwaitingApproval.__name__)
+
+    @property
+    def awaits_a_person(self) -> bool:
+        return self.code == AwaitingApproval.__name__
+
+    def __str__(self) -> str:
+        return f"{self.site}: {self.code}, {self.message}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +100,7 @@ class Collecting:
 
 def too_few(round_number: int, present: int, required: int, left_out: tuple[LeftOut, ...]) -> FederationError:
     """A privacy error when sites refused for privacy's sake (exit 3), else a protocol error (exit 4)."""
-    reasons = "; ".join(f"{left.site}: {left.code}, {left.message}" for left in left_out)
+    reasons = "; ".join(map(str, left_out))
     message = f"round {round_number} stopped: {present} of at least {required} sites could be used ({reasons})"
     refused = any(left.exit_code == CohortTooSmall.exit_code for left in left_out)
     hint = "nothing is lost: mend what the sites name, then go on with --resume"

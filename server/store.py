@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from common.append_log import AppendLog
+from common.audit import Audit, Released, RunSubmitted
 from common.config import fill, to_table
 from common.errors import ConfigError, ProtocolError
 from common.federation import Plan
@@ -29,7 +30,7 @@ from common.keystore import load_secret
 from common.model_state import ModelState
 from common.roster import Roster
 from common.signing import Identity
-from common.wire import decode, from_hex, from_json, plan_hash, to_json
+from common.wire import decode, digest, from_hex, from_json, plan_hash, to_json
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,23 @@ class RunStore:
     identity: Identity
 
     @classmethod
-    def create(cls, home: Path, plan: Plan, run: bytes = b"") -> "RunStore":
-        """A new run in a home that holds the coordinator's identity and roster already. run: its 16 bytes, or drawn."""
+    def create(cls, home: Path, plan: Plan, run: bytes = b"", by: str = "local") -> "RunStore":
+        """A new run in a home that holds the coordinator's identity and roster already.
+
+        run: its 16 bytes, or drawn. by: who asked for it, for the audit log.
+        """
         directory = home / "runs" / (run or os.urandom(16)).hex()
         (directory / "aggregates").mkdir(parents=True)
         write_atomically(directory / "plan.json", to_json(to_table(plan)))
-        return cls.open(directory)
+        store = cls.open(directory)
+        store.audit.note(RunSubmitted(store.run.hex(), store.plan_hash.hex(), by))
+        return store
 
     @classmethod
-    def begin(cls, home: Path, run: bytes, plan: Plan) -> "RunStore":
+    def begin(cls, home: Path, run: bytes, plan: Plan, by: str) -> "RunStore":
         """That run, from wherever it stopped, or new. Raises ProtocolError when it has begun with another plan."""
         if not (home / "runs" / run.hex() / "plan.json").exists():
-            return cls.create(home, plan, run)
+            return cls.create(home, plan, run, by)
         store = cls.open(home / "runs" / run.hex())
         if store.plan_hash != plan_hash(plan):
             raise ProtocolError(f"run {run.hex()} has begun with another plan", "submit this one as a new run")
@@ -150,14 +156,20 @@ class RunStore:
     def keep_state(self, state: ModelState) -> None:
         write_atomically(self.directory / "model", state.to_bytes())
 
-    def keep_release(self, model: NDArray[np.float32]) -> None:
+    def keep_release(self, model: NDArray[np.float32], round_number: int) -> None:
         write_atomically(self.directory / "released.safetensors", save({"model": model}), mode=0o644)
+        self.audit.note(Released(self.run.hex(), round_number, digest(model.astype("<f4").tobytes()).hex()))
 
     def _sum(self, round_number: int) -> Path:
         return self.directory / "aggregates" / f"{round_number:06d}.masked"
 
     def _aggregate(self, round_number: int) -> Path:
         return self.directory / "aggregates" / f"{round_number:06d}"
+
+    @cached_property
+    def audit(self) -> Audit:
+        """What the coordinator did, in all of its runs: beside its key, not in this run."""
+        return Audit.open(self.directory.parents[1], self.identity)
 
     @cached_property
     def _log(self) -> AppendLog:

@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from common.audit import RoundClosed
 from common.errors import FederationError, InvalidUpdate
 from common.federation import Plan
 from common.model_state import ModelState, advance
@@ -87,6 +88,9 @@ class Rounds(Strategy):
             "bytes_up": {site: link.bytes_up for site, link in sorted(self.links.by_site.items())},
         }
         self.store.record_round(record)
+        left_out = tuple(map(str, self.left_out))
+        summed = tuple(sorted(self.collecting.received))
+        self.store.audit.note(RoundClosed(self.store.run.hex(), self.closed, summed, left_out, self._model_hash()))
         self.on_round(record)
         return None
 
@@ -121,6 +125,10 @@ class Rounds(Strategy):
     @abstractmethod
     def _combine(self) -> Closed:
         """Close the round and put its result on disk."""
+
+    @abstractmethod
+    def _model_hash(self) -> str:
+        """Of the model after the round that closed last."""
 
     @abstractmethod
     def _after(self, replies: Iterable[Message]) -> None:
@@ -164,6 +172,9 @@ class ReadableRounds(Rounds):
 
     def _after(self, replies: Iterable[Message]) -> None:
         pass
+
+    def _model_hash(self) -> str:
+        return self.state.model_hash.hex()
 
 
 _PHASES = ("train_s", "encrypt_s", "sum_s", "unmask_s", "open_s")

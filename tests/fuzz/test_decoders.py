@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from safetensors.numpy import save
 
+from client.policy import SitePolicy
 from client.site import Site, SiteSettings
+from client.windows import Window
 from common.append_log import AppendLog
 from common.certificates import Authority, now_utc
 from common.config import fill, load_table, to_table
@@ -294,10 +296,16 @@ def test_key_files(memory):
     fuzz(bytes_like([path.read_bytes()]), written(path, lambda path: load_secret(path, None)), 0.02)
 
 
-@pytest.mark.parametrize("into", [Simulation, SiteSettings, Plan])
+@pytest.mark.parametrize("into", [Simulation, SiteSettings, SitePolicy, Plan])
 def test_settings(memory, into):
-    site = {"name": "a", "data": {"name": "d", "loader": "m:f"}, "policy": {"epsilon": 1.0, "delta": 1e-5}}
-    tables = {Simulation: [to_table(Simulation()), TINY], SiteSettings: [site], Plan: [to_table(Plan())]}[into]
+    site = {"name": "a", "data": {"name": "d", "loader": "m:f"}}
+    policy = to_table(SitePolicy(1.0, 1e-5, windows=(Window("22:00", "06:00"),)))
+    tables = {
+        Simulation: [to_table(Simulation()), TINY],
+        SiteSettings: [site],
+        SitePolicy: [policy],
+        Plan: [to_table(Plan())],
+    }[into]
     fuzz(tables_like(tables), lambda table: fill(into, table), 0.02)
     texts = [tomli_w.dumps(table).encode() for table in tables]
     texts += [b"a = " + b"[" * 5000, b"[privacy]\nepsilon = 1" + b"0" * 400]
@@ -315,9 +323,9 @@ def played(memory) -> Coordinator:
     made.made = made.offers(2)
     made.updates = made.train(2, made.made)
     for path in made.place.sites:
-        settings_file = path / "site.toml"
+        settings_file = path / "policy.toml"
         table = load_table(settings_file)
-        table["policy"]["max_weights"] = 1_000_000
+        table["max_weights"] = 1_000_000
         settings_file.write_text(tomli_w.dumps(table))
     return made
 

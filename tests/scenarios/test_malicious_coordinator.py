@@ -12,8 +12,7 @@ import pytest
 
 from client import cohort_keys, masking
 from client.runs import SiteRun
-from client.site import AUDIT_CONTEXT, verify_entry
-from common.append_log import AppendLog
+from common.audit import Audit
 from common.config import fill, to_table
 from common.errors import ProtocolError
 from common.federation import Plan
@@ -661,7 +660,7 @@ def test_a_model_that_does_not_fit_is_never_built(tmp_path, joined, change, reas
     table = to_table(joined.store.plan)
     table["model"] |= change
     attacked = joined.copy(tmp_path / "run")
-    settings = attacked.directories[ADLER] / "site.toml"
+    settings = attacked.directories[ADLER] / "policy.toml"
     settings.write_text(settings.read_text().replace("max_weights = 2147483648", "max_weights = 1000000"))
     body, plan = {"plan": table, "cohort": attacked.names}, fill(Plan, table)
     code, message = attacked.refused(ADLER, "join", 0, body, run=bytes(16), plan=plan_hash(plan))
@@ -722,16 +721,11 @@ def test_an_order_of_the_wrong_kind_is_refused(attack):
 def test_the_audit_log_is_chained_signed_and_says_what_was_asked(attack):
     attack.refused(ADLER, "release", 2)
     attack.refuses(ADLER, "agree", b"garbage")
-    site = attack.site(ADLER)
-    log = AppendLog(
-        attack.directories[ADLER] / "audit.jsonl",
-        attack.directories[ADLER] / "witnesses" / "audit",
-        verify=lambda signature, data: verify_entry(site.identity.public, signature, data, AUDIT_CONTEXT),
-        read_only=True,
-    )
-    refused, unread = (dict(entry.record) for entry in log.entries())
+    log = Audit.read(attack.directories[ADLER], attack.site(ADLER).identity.public)
+    *_, refused, unread = (dict(entry.record) for entry in log.entries())
     assert refused.pop("time").endswith("+00:00")
     assert refused == {
+        "event": "Refused",
         "action": "release",
         "run": attack.store.run.hex(),
         "round": 2,
