@@ -177,6 +177,7 @@ def _admit(chosen: argparse.Namespace) -> Mapping[str, Any]:
             facts = {"site": request.name, "server": str(request.server), "fingerprint": request.fingerprint}
             confirm(facts, "Does the site, by phone, read out the same fingerprint?")
         changed = admit(home, request, _authorities(home, chosen), now_utc())
+        _note(changed.directory, "admit", f"{request.name} {request.fingerprint}")
     return {
         "admitted": request.name,
         "fingerprint": request.fingerprint,
@@ -199,6 +200,7 @@ def _admit_user(chosen: argparse.Namespace) -> Mapping[str, Any]:
             facts = {"person": chosen.name, "role": chosen.role, "fingerprint": seen}
             confirm(facts, "Does this person, by phone, read out the same fingerprint?")
         changed = admit_person(home, chosen.name, chosen.role, request, _authorities(home, chosen), now_utc())
+        _note(changed.directory, "admit-user", f"{chosen.role} {chosen.name} {seen}")
     path = changed.directory / f"{chosen.role}s" / f"{chosen.name}.crt"
     return {
         "admitted": chosen.name,
@@ -224,6 +226,7 @@ def _revoke(chosen: argparse.Namespace) -> Mapping[str, Any]:
 
     with ceremony(chosen.home) as home:
         changed = revoke(home, chosen.name, _authorities(home, chosen), now_utc())
+        _note(changed.directory, "revoke", chosen.name)
     return {"revoked": chosen.name, "revocation_list": str(changed.directory / "crl.pem"), **_told(changed)}
 
 
@@ -237,7 +240,18 @@ def _rotate(chosen: argparse.Namespace) -> Mapping[str, Any]:
             changed = finish_rotation(home, root, authorities, now_utc())
         else:
             changed = rotate_root(home, root, _secret_of(chosen), authorities, now_utc())
+        _note(changed.directory, "rotate-root", "finished" if chosen.finish else "begun")
     return {"roots_in_force": len(changed.roots), **_told(changed)}
+
+
+def _note(home: Path, what: str, subject: str) -> None:
+    """Into the coordinator's audit log, once it is done."""
+    from common.audit import AdminCommand, Audit
+    from common.keystore import load_secret
+    from common.signing import Identity
+
+    identity = Identity.from_private_bytes(load_secret(home / "identity.key", None))
+    Audit.open(home, identity).note(AdminCommand.now(what, subject))
 
 
 def _user_init(chosen: argparse.Namespace) -> Mapping[str, Any]:

@@ -22,9 +22,10 @@ from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_htt
 from flwr.supercore.task_identity import TaskIdentity
 
 from common import bundle
+from common.audit import BundleAccepted
 from common.errors import FederationError, ProtocolError, WireError
 from common.roster import Roster
-from common.wire import from_hex
+from common.wire import digest, from_hex
 from server.coordinate import coordinate
 from server.loopback import Loopback
 from server.outcome import report_of
@@ -71,7 +72,9 @@ def conduct(home: Path, task: Task) -> None:
     """The run from wherever its store says it stopped, to its report. Raises FederationError when it cannot go on."""
     roster = Roster.read(home / "roster.json")
     plan, signer = bundle.opened(task.content, str(task.settings.get("signature", "")), roster.bundles)
-    store = RunStore.begin(home, _run_of(task.settings), plan, f"bundle key {signer.hex()[:16]}")
+    key = digest(signer).hex()
+    store = RunStore.begin(home, _run_of(task.settings), plan, f"whoever holds the bundle key {key}")
+    store.audit.note(BundleAccepted(store.run.hex(), digest(task.content).hex(), key))
     log.info("run %s: a bundle signed by %s", store.run.hex(), signer.hex()[:16])
     required = plan.federation.min_cohort
     if plan.encryption.preset != "none":

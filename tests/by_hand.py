@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flwr.app import Message
 
 from client import runs, site
 from client.agent import answer
@@ -19,6 +20,7 @@ from common.roster import COORDINATOR
 from common.wire import Envelope, Kind, decode, digest, encode, from_hex, from_json, to_json
 from scenarios.simulation import Simulation, Workplace, reopen, set_up
 from server.aggregate_encrypted import BlindSum
+from server.links import packed
 from server.store import RunStore
 from server.unmasking import lift, silent_sites
 
@@ -219,3 +221,16 @@ class Coordinator:
     def apply(self, number: int, published: Published, names: Iterable[str] | None = None) -> None:
         for name in names or self.names:
             self.ask(name, "apply", number, published.encode(), kind=Kind.AGGREGATE)
+
+
+def envelope_of(message: Message) -> bytes:
+    """What a message of Flower carries of ours."""
+    envelope = message.content["veilfed"]["envelope"]
+    return envelope if isinstance(envelope, bytes) else envelope.data
+
+
+def with_envelope(reply: Message, data: bytes) -> Message:
+    """The same reply, with other bytes in it."""
+    changed = Message(packed(data), reply_to=reply)
+    changed.metadata.__dict__.update(reply.metadata.__dict__)
+    return changed

@@ -82,8 +82,8 @@ def test_every_problem_is_told_at_once(site, capsys):
     assert shown.err == "veilfed: 5 problems keep this site from taking part\n"
 
 
-def problem(site: Path, now: datetime = NOW) -> str:
-    (only,) = check(site, now).problems
+def problem(site: Path, now: datetime | None = None) -> str:
+    (only,) = check(site, now or datetime.now(UTC)).problems
     return only
 
 

@@ -1,5 +1,6 @@
 """Proves: policy, clock, disk, budget and administrator each stop a real site, whenever they change, and say so."""
 
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -183,6 +184,18 @@ def test_an_approval_is_for_what_was_shown_and_for_nothing_else(new, what, when)
     assert (ask.plan, list(ask.cohort)) == (new.store.plan, new.names)
 
 
+def test_an_approval_of_another_plan_is_none_even_when_nobody_remembers_what_was_shown(new):
+    """DIR/pending is lost; the coordinator asks for something else under the name of the run that was approved."""
+    policy(new, approval="manual")
+    asked(new)
+    decide(new.site(ADLER), new.store.run.hex(), agreed=True)
+    shutil.rmtree(new.directories[ADLER] / "pending")
+    table = to_table(new.store.plan)
+    table["privacy"] |= {"noise_multiplier": 0.9}
+    changed = new.order(0, {"plan": table, "cohort": new.names}, plan=plan_hash(fill(Plan, table)))
+    assert from_json(new.read(new.send(ADLER, "join", changed)).body)["code"] == "AwaitingApproval"
+
+
 def test_an_approval_is_of_one_run(new):
     policy(new, approval="manual")
     asked(new)
@@ -230,3 +243,31 @@ def test_a_run_that_is_over_leaves_the_list(tmp_path):
     assert waiting(played.site(ADLER)) == []
     with pytest.raises(ConfigError):
         decide(played.site(ADLER), played.store.run.hex(), agreed=True)
+
+
+# A full disk, as the kernel tells of it.
+
+
+def test_a_full_disk_is_a_signed_not_now_even_where_that_cannot_be_written_down(new):
+    (new.directories[ADLER] / "audit.jsonl").symlink_to("/dev/full")
+    restart()
+    said = ("NotNow", "there is no space left on this site's disk", True)
+    assert refusal(new, "join", 0, new.join_order()) == said
+    (new.directories[ADLER] / "audit.jsonl").unlink()
+    restart()
+    assert agreed(new, "join", 0, new.join_order())
+
+
+def test_a_ledger_that_cannot_be_written_releases_nothing(new):
+    ledgers = new.directories[ADLER] / "ledgers"
+    ledgers.mkdir()
+    (ledgers / "tests.by_hand.records.jsonl").symlink_to("/dev/full")
+    assert refusal(new, "join", 0, new.join_order())[0] == "NotNow"
+    assert new.site(ADLER).audit.entries()[-1].record["code"] == "NotNow"
+    assert not (new.directories[ADLER] / "runs").exists()
+
+
+def test_an_error_that_is_no_full_disk_is_not_taken_for_one(new):
+    (new.directories[ADLER] / "ledgers").write_text("a file where a folder should be")
+    with pytest.raises(OSError, match="ledgers"):
+        new.send(ADLER, "join", new.order(0, new.join_order()))

@@ -29,7 +29,7 @@ from server.links import Link, Links
 from server.mask_relay import MaskRelay
 from server.round import LeftOut, too_few
 from server.store import RunStore
-from tests.by_hand import NAMES, Coordinator, restart, workplace
+from tests.by_hand import NAMES, Coordinator, envelope_of, restart, with_envelope, workplace
 
 IN_MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 - files that live as long as a test
 CLEAN = (ProtocolError, CohortTooSmall)

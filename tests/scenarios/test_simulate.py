@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Message
 from safetensors.numpy import load_file
 
 from client.site import Site
@@ -23,6 +23,7 @@ from scenarios.grid import Delivery, as_it_is
 from scenarios.simulate import simulate
 from scenarios.simulation import Simulation, Workplace, reopen, set_up
 from server.store import RunStore
+from tests.by_hand import envelope_of, with_envelope
 
 ROOT = Path(__file__).parents[2]
 HEART = ROOT / "scenarios" / "heart.toml"
@@ -52,18 +53,6 @@ class Network:
             if about.group_id == self.number:
                 return self.change(reply)
         return (reply,)
-
-
-def envelope_of(reply: Message) -> bytes:
-    envelope = reply.content["veilfed"]["envelope"]
-    return envelope if isinstance(envelope, bytes) else envelope.data
-
-
-def with_envelope(reply: Message, data: bytes) -> Message:
-    array = Array("uint8", (len(data),), "veilfed.envelope", data)
-    changed = Message(RecordDict({"veilfed": ArrayRecord({"envelope": array})}), reply_to=reply)
-    changed.metadata.__dict__.update(reply.metadata.__dict__)
-    return changed
 
 
 def test_the_report_keeps_the_contract_and_the_ledgers_agree(tmp_path):
