@@ -9,14 +9,12 @@ import time
 from collections.abc import Mapping
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from common.errors import FederationError
 from common.log import say, say_error
 from common.monitoring import expiry_of, expose
 from common.telemetry import Meter, Number, reason
-
-if TYPE_CHECKING:
-    from server.coordinate import Outcome
 
 log = logging.getLogger("veilfed.executor")
 NUMBERS = "run/executor.numbers"  # below the coordinator's directory
@@ -24,7 +22,7 @@ _CERTIFICATES = {"gateway": "tls/gateway.crt", "superlink": "tls/superlink.crt",
 
 
 class Watch:
-    """One run, watched: `round_closed` and `ended` are what `server/coordinate.py` tells."""
+    """One run, watched: `round_closed` is called with each record, `ended` once, with the error if there was one."""
 
     def __init__(self, directory: Path, run: str) -> None:
         """directory: the coordinator's. run: as in the names of directories, hexadecimal."""
@@ -47,8 +45,7 @@ class Watch:
             fields = {"run": self._run, "round": record["round"], "site": left["site"], "message": left["message"]}
             say(log, "answer left out", logging.WARNING, code=reason(left["reason"]), **fields)
 
-    def ended(self, outcome: "Outcome") -> None:
-        error = outcome.error
+    def ended(self, error: FederationError | None = None) -> None:
         self._meter.add([Number("veilfed_coordinator_runs_total", 1, (reason(error.code) if error else "done",))])
         if error:
             say_error(log, "run ended", error, run=self._run)

@@ -10,7 +10,6 @@ from common.log import Lines
 from common.telemetry import read
 from scenarios.engines import run_local
 from server import observed
-from server.coordinate import Outcome
 from server.observed import NUMBERS, Watch, numbers_of
 from tests.by_hand import NAMES, workplace
 
@@ -35,7 +34,7 @@ def test_a_closed_round_in_numbers(place):
     watch = Watch(place, "ab" * 16)
     watch.round_closed(RECORD)
     watch.round_closed(RECORD | {"round": 3, "bytes_up": {"adler": 150, "birke": 180}, "left_out": []})
-    watch.ended(Outcome())
+    watch.ended()
     numbers = shown(place / NUMBERS)
     del numbers["last_round_timestamp_seconds",]
     assert numbers == {
@@ -63,7 +62,7 @@ def test_a_site_cannot_make_up_series(place):
 
 def test_a_run_that_failed_says_why(place, caplog):
     with caplog.at_level(logging.INFO):
-        Watch(place, "ab" * 16).ended(Outcome(error=CohortTooSmall("1 of 2 sites", "start the others")))
+        Watch(place, "ab" * 16).ended(CohortTooSmall("1 of 2 sites", "start the others"))
     assert shown(place / NUMBERS) == {("runs_total", "CohortTooSmall"): 1}
     line = json.loads(Lines("executor").format(caplog.records[-1]))
     assert (line["event"], line["code"], line["hint"]) == ("run ended", "CohortTooSmall", "start the others")
