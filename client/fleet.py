@@ -47,6 +47,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.errors import ConfigError, FederationError
+from common.log import say
 from common.tls_keys import TlsKey
 
 BELL = "/v1/bell"  # a counter that the gateway shows: see `server/gateway/`
@@ -196,11 +197,11 @@ def _no_longer_wanted() -> Iterator[None]:
     try:
         yield
     except RunNotRunningException:
-        log.info("a reply came after its run had ended")
+        say(log, "a reply came after its run had ended")
     except httpx.HTTPStatusError as error:
         if error.response.status_code not in _GONE:
             raise
-        log.info("the coordinator has no use for a reply any more (%d)", error.response.status_code)
+        say(log, "the coordinator has no use for a reply any more", code=str(error.response.status_code))
 
 
 @contextmanager

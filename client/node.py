@@ -21,8 +21,11 @@ from flwr.common.constant import ErrorCode
 from client import local_socket
 from client.courier import order_of, reply_to
 from client.enroll import Connection
+from client.exposed import expose_site
 from client.fleet import Credentials, Fleet, Unreachable, connected
 from common.errors import FederationError, ProtocolError
+from common.log import configure, say, say_error
+from common.monitoring import address_in
 
 SOONEST, LATEST = 0.04, 0.5  # seconds between two looks at the bell: soon after a message, and when all is quiet
 _SLOWER = 1.25
@@ -51,7 +54,7 @@ class Worker:
                 said, data = local_socket.receive(self._connection)
                 return data, said["metrics"]
             except OSError as error:
-                log.warning("the worker is away (%s), it is asked again", error.strerror or error)
+                say(log, "the worker is away", logging.WARNING, message=error.strerror or str(error))
                 self._close()
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -68,6 +71,7 @@ class Carrier:
     def __init__(self, directory: Path) -> None:
         self._directory, self._worker = directory, Worker(directory)
         self._unsent: tuple[Message, float] | None = None
+        self.connected = False
 
     def run(self) -> None:
         """For ever: connect, carry, and connect again."""
@@ -75,14 +79,16 @@ class Carrier:
         while True:
             try:
                 with connected(str(Connection.read(self._directory).server), Credentials.of(self._directory)) as fleet:
-                    log.info("connected")
-                    pause = 1.0
+                    say(log, "connected")
+                    pause, self.connected = 1.0, True
                     self._carry(fleet)
-                log.info("the certificate or the roots have changed: connecting with them")
+                say(log, "connecting with other credentials")
             except Unreachable as error:
-                log.warning("%s %s", error.message, f"({error.hint})" if error.hint else "")
+                say_error(log, "not connected", error)
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+            finally:
+                self.connected = False
 
     def _carry(self, fleet: Fleet) -> None:
         """Until the connection has to be made with other credentials. Raises Unreachable when it is lost."""
@@ -123,16 +129,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("directory", type=Path)
     directory = parser.parse_args(arguments).directory
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    configure("node")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        Carrier(directory).run()
+        carrier = Carrier(directory)
+        if address := address_in(os.environ):
+            expose_site(directory, address, local_socket.address(directory), lambda: carrier.connected)
+        carrier.run()
     except FederationError as error:
-        log.error("%s %s", error.message, f"({error.hint})" if error.hint else "")
+        say_error(log, "not started", error)
         return error.exit_code
     except KeyboardInterrupt:
-        return 0
+        pass
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The site's worker: records, policy, ledger and keys, in a process that needs no network.
 
-`python -m client.worker DIR` listens on DIR/worker.sock and answers the orders that the node hands it. It runs the
+`python -m client.worker DIR` listens on DIR/run/worker.sock and answers the orders that the node hands it. It runs the
 package that the site's administrator installed. Of what a coordinator sends it reads data: signed orders, and the
 signed bundle that says which plan they belong to. One order at a time: `agent.answer` takes turns.
 """
@@ -14,15 +14,17 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from client import agent, local_socket
+from client import agent, local_socket, observed
 from client.policy import require_bundle_key
 from client.site import Site, open_site, settings_stamp
 from common import bundle
 from common.audit import BundleAccepted
 from common.errors import FederationError, ProtocolError
+from common.log import configure, say, say_error
 from common.wire import Envelope, digest, plan_hash
 
 log = logging.getLogger("veilfed.worker")
@@ -44,18 +46,17 @@ def _converse(directory: Path, connection: socket.socket) -> None:
                 said = respond(directory, head, body)
                 local_socket.send(connection, {"metrics": dict(said.metrics)}, said.data)
         except FederationError as error:
-            log.warning("connection closed: %s", error.message)
+            say_error(log, "connection closed", error)
 
 
 def respond(directory: Path, head: Mapping[str, Any], order: bytes) -> agent.Answer:
     """The site's answer to one order of the node. head: {action, and of a join the run's signed `bundle`}."""
-    site = open_site(directory, settings_stamp(directory))
 
-    def approved(envelope: Envelope) -> None:
-        if head.get("action") == "join":
-            _require_bundle(site, head, envelope)
+    def act(site: Site, action: str, order: bytes) -> agent.Answer:
+        approved = partial(_require_bundle, site, head) if action == "join" else lambda order: None
+        return agent.answer(site, action, order, approved)
 
-    return agent.answer(site, str(head.get("action")), order, approved)
+    return observed.answer(open_site(directory, settings_stamp(directory)), str(head.get("action")), order, act)
 
 
 def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> None:
@@ -75,16 +76,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m client.worker", description=__doc__)
     parser.add_argument("directory", type=Path)
     directory = parser.parse_args(arguments).directory
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    configure("worker")
     try:
         site = open_site(directory, settings_stamp(directory))
-        records, held_out = site.training_records, site.held_out_records
+        records = len(site.training_records) + len(site.held_out_records)
         server = local_socket.listen(directory)
     except FederationError as error:
-        log.error("%s %s", error.message, f"({error.hint})" if error.hint else "")
+        say_error(log, "not started", error)
         return error.exit_code
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    log.info("%s is ready: %d records to train on, %d held out", site.name, len(records), len(held_out))
+    say(log, "ready", site=site.name, records=records)
     with contextlib.suppress(KeyboardInterrupt), server:
         serve(directory, server)
     return 0

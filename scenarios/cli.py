@@ -16,6 +16,7 @@ from common.commands import Parser, Verdict, command, group, printable, show_row
 from common.errors import ConfigError, FederationError
 from scenarios.bench import cli as bench_cli
 from server import cli as server_cli
+from server import run_commands
 
 if TYPE_CHECKING:
     from scenarios.simulation import Simulation
@@ -28,6 +29,18 @@ _EXAMPLES = """examples:
   veilfed simulate mnist --set data.directory=DIR      a shipped federation file by its name
   veilfed simulate my.toml --engine ray --json         Flower's simulation runtime, JSON for machines
   veilfed simulate --resume runs/strict                go on where a stopped run stopped
+"""
+_QUICKSTART_EXAMPLES = """examples:
+  veilfed quickstart consortium
+  veilfed quickstart consortium --set federation.rounds=5
+Needs nginx (apt install nginx). Shows each command that it gives; everybody is stopped at the end.
+"""
+_RUN_EXAMPLES = """examples:
+  veilfed run heart --home /srv/veilfed
+  veilfed run study.toml --home ~/veilfed --set privacy.epsilon=1 --out runs/study
+  veilfed run study.toml --home ~/veilfed --run 3f0a1c...      go on with a run that stopped
+The plan of the file is signed and submitted; [data] and [simulation] in it are for `veilfed simulate` alone. The exit
+code is the run's: 0 done, 3 a site's privacy forbids it, 4 sites or trust failed. Ctrl-C leaves the run going.
 """
 _EXIT_CODES = "exit codes: 0 done, 1 a bug of ours, 2 configuration, 3 privacy refusal, 4 protocol or trust"
 
@@ -80,6 +93,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--resume", type=Path, metavar="DIR", help="finish the simulation that was stopped in DIR")
 
+    submit = command(
+        commands, "run", _run, _show_simulation, "run a federation over the network, and follow it", _RUN_EXAMPLES
+    )
+    _add_federation(submit)
+    run_commands.at_home(submit)
+    submit.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: runs/NAME-TIME)")
+    submit.add_argument("--run", default="", metavar="RUN", help="go on with this run, with the very same plan")
+    submit.add_argument("--detach", action="store_true", help="do not follow it: see veilfed logs")
+    run_commands.add_commands(commands)
+
+    quick = command(
+        commands,
+        "quickstart",
+        _quickstart,
+        _show_simulation,
+        "a consortium of four hospitals on this machine, over real sockets, in one command",
+        _QUICKSTART_EXAMPLES,
+    )
+    quick.add_argument("directory", type=Path, metavar="DIR", help="to be made: every party gets its directory in it")
+    _add_overrides(quick)
+
     data = group(commands, "data", "public data sets")
     fetch = command(
         data,
@@ -118,6 +152,10 @@ def _add_federation(parser: argparse.ArgumentParser) -> None:
         metavar="FEDERATION.toml",
         help=f"a file, or one of: {', '.join(_shipped())} (default: heart)",
     )
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         action="append",
@@ -152,6 +190,45 @@ def _simulate(chosen: argparse.Namespace) -> Mapping[str, Any]:
         return simulate(workplace, chosen.engine, progress)
 
 
+def _run(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from rich.console import Console
+
+    from scenarios.data import public_shape
+    from scenarios.progress import Progress
+    from server.report import write_report
+    from server.submit import complete, follow, submit
+
+    settings = _simulation(chosen)
+    inputs, classes = public_shape(settings.data)
+    shaped = replace(settings.model, inputs=settings.model.inputs or inputs, classes=settings.model.classes or classes)
+    account = run_commands.account(chosen)
+    plan = complete(replace(settings.plan, model=shaped), len(account.roster.sites))
+    run = submit(account, plan, chosen.run)
+    print(f"run {run} is submitted", file=sys.stderr)
+    if chosen.detach:
+        return {"run": run, "outcome": "submitted"}
+    out = chosen.out or Path("runs") / f"{plan.federation.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    report: dict[str, Any] = {}
+    with Progress(Console(stderr=True), plan.last_round).shown() as progress:
+        for kind, value in follow(account.control, run):
+            if kind == "round":
+                progress({**value, "metrics": value.get("reported", {})})
+            elif kind == "report":
+                report = value | {"report": str(out / "report.html")}
+    write_report(out, report)
+    return report
+
+
+def _quickstart(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from scenarios.quickstart import quickstart
+
+    chosen.federation = "heart"
+    given = [word for override in chosen.overrides for word in ("--set", override)]
+    return quickstart(
+        chosen.directory.absolute(), _simulation(chosen), ["heart", *given], lambda line: print(line, file=sys.stderr)
+    )
+
+
 def _simulation(chosen: argparse.Namespace) -> "Simulation":
     """The federation file that was named, with its overrides."""
     from common.config import fill, load_table, override
@@ -164,6 +241,8 @@ def _simulation(chosen: argparse.Namespace) -> "Simulation":
 
 
 def _show_simulation(report: Mapping[str, Any]) -> str:
+    if report["outcome"] == "submitted":
+        return f"run {report['run']}: follow it with veilfed logs"
     lines = [
         f"{name:<10} {value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]  on held-out records of all sites"
         for name, value in report["final"].items()

@@ -16,18 +16,16 @@ from client.policy import SitePolicy
 from client.site import Site, SiteData, SiteSettings
 from common.certificates import Authority, Root, now_utc
 from common.config import fill, to_table
-from common.dp.cost import calibrated, noise_shares
-from common.encoding import public_scale
 from common.errors import ConfigError
 from common.federation import Plan, require
 from common.files import write_atomically
 from common.keystore import load_secret, save_secret
-from common.models import build, layer_sizes
 from common.roster import COORDINATOR, Roster, install
 from common.signing import Identity
 from common.wire import from_json, to_json
 from scenarios.data import DataSettings, public_shape, site_loader, site_names
 from server.store import RunStore
+from server.submit import complete
 
 
 @dataclass(frozen=True)
@@ -166,14 +164,7 @@ def _fitted(simulation: Simulation, sites: list[Site]) -> Plan:
         inputs=simulation.model.inputs or inputs or tuple(records[0].features.shape[1:]),
         classes=simulation.model.classes or classes or 1 + max(int(part.labels.max(initial=1)) for part in records),
     )
-    privacy = simulation.privacy
-    if privacy.mode != "none":
-        smallest = min(len(part) for part in records)
-        require(privacy.delta * smallest < 1, "privacy.delta", privacy.delta, f"below 1/{smallest}, the smallest site")
-        if not privacy.noise_multiplier:
-            privacy = calibrated(simulation.plan, len(sites)).privacy
-    plan = replace(simulation.plan, model=model, privacy=privacy)
-    public_scale(plan, layer_sizes(build(model)))
-    if plan.privacy.in_shares:
-        noise_shares(plan, len(sites))
-    return plan
+    if simulation.privacy.mode != "none":
+        smallest, delta = min(len(part) for part in records), simulation.privacy.delta
+        require(delta * smallest < 1, "privacy.delta", delta, f"below 1/{smallest}, the smallest site")
+    return complete(replace(simulation.plan, model=model), len(sites))

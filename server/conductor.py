@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from common import bundle
 from common.audit import BundleAccepted
 from common.errors import FederationError, ProtocolError, WireError
+from common.log import configure, say_error
 from common.roster import Roster
 from common.wire import digest, from_hex
 from server.coordinate import coordinate
 from server.loopback import Loopback
+from server.observed import Watch
 from server.outcome import report_of
 from server.polling import Patience, PollingGrid
 from server.report import write_report
@@ -71,19 +74,33 @@ class Task:
 def conduct(home: Path, task: Task) -> None:
     """The run from wherever its store says it stopped, to its report. Raises FederationError when it cannot go on."""
     roster = Roster.read(home / "roster.json")
-    plan, signer = bundle.opened(task.content, str(task.settings.get("signature", "")), roster.bundles)
+    signature = str(task.settings.get("signature", ""))
+    plan, signer = bundle.opened(task.content, signature, roster.bundles)
     key = digest(signer).hex()
     store = RunStore.begin(home, _run_of(task.settings), plan, f"whoever holds the bundle key {key}")
+    store.keep_bundle(task.content, signature)
     store.audit.note(BundleAccepted(store.run.hex(), digest(task.content).hex(), key))
-    log.info("run %s: a bundle signed by %s", store.run.hex(), signer.hex()[:16])
     required = plan.federation.min_cohort
     if plan.encryption.preset != "none":
         required = max(required, plan.encryption.threshold_of(len(roster.sites)))
     task.grid.patience, task.grid.ring = Patience(required), Loopback(home).ring
     task.say("begun", {"run": store.run.hex(), "rounds": plan.last_round, "closed": len(store.rounds())})
-    outcome = coordinate(task.grid, store, lambda record: task.say("round", dict(record)))
+    watch = Watch(home, store.run.hex())
+
+    def closed(record: Mapping[str, Any]) -> None:
+        watch.round_closed(record)
+        task.say("round", record)
+
+    try:
+        outcome = coordinate(task.grid, store, closed)
+    except FederationError as error:
+        watch.ended(error)
+        store.end(error.code)
+        raise
     report = report_of(store, outcome.links, "deploy") | {"report": str(store.directory / "report.html")}
     write_report(store.directory, report)
+    watch.ended()
+    store.end("done")
     task.say("report", report)
 
 
@@ -101,9 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m server.conductor", description=__doc__)
     parser.add_argument("home", type=Path)
     home = parser.parse_args(arguments).home
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "flwr"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    configure("conductor")
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     print(READY, flush=True)
     token = sys.stdin.readline().strip()
     if not token:
@@ -116,11 +132,15 @@ def main(arguments: list[str] | None = None) -> int:
         conduct(home, task)
     except FederationError as error:
         failed = error
+    except KeyboardInterrupt:  # from the heartbeat: the SuperLink says that the run is over
+        with suppress(FederationError):
+            RunStore.open(home / "runs" / _run_of(task.settings).hex()).end("stopped")
+        return 1
     except Exception:
         log.exception("a bug of ours")
         failed = FederationError("a bug of ours stopped the run", "see the coordinator's log")
     if failed:
-        log.error("%s", failed.message)
+        say_error(log, "run stopped", failed)
         task.say("error", {"code": failed.code, "message": failed.message, "hint": failed.hint})
     beats.stop()
     task.end(failed)

@@ -6,6 +6,7 @@ conductor was killed, or that the coordinator's own stop cut short, is submitted
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -20,43 +21,85 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExec
 from flwr.supercore.runtime import RuntimeHttpClient
 
 from common.errors import FederationError
+from common.log import configure, say, say_error
+from common.monitoring import address_in
 from server.conductor import READY
+from server.control import Control
 from server.loopback import Loopback
+from server.observed import expose_coordinator
+from server.store import RunStore
 
 _POLL_SECONDS = 0.4
 _PAUSE_SECONDS = 2.0  # before the SuperLink is tried again
+_ATTEMPTS = 5  # of a run that does not close a round in between
 _PROTECTED = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 log = logging.getLogger("veilfed.executor")
 
 
 class Conductors:
-    """One warm process in reserve."""
+    """Those at work, and one warm process in reserve."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
+        self._working: list[subprocess.Popen[str]] = []
         self._spare = self._started()
 
+    @property
+    def busy(self) -> bool:
+        self._working = [one for one in self._working if one.poll() is None]
+        return bool(self._working)
+
     def conduct(self, token: str) -> None:
-        """Hand the task to the warm process, and warm up the next one."""
-        chosen, self._spare = self._spare, self._started()
-        if chosen.poll() is not None:
-            chosen = self._started()
+        """Hand the task to the warm process, and warm up the next one once that works."""
+        chosen = self._spare if self._spare.poll() is None else self._started()
         stdin, stdout = cast(IO[str], chosen.stdin), cast(IO[str], chosen.stdout)  # PIPE was asked for
         if stdout.readline().strip() != READY:
             raise FederationError("a conductor did not start", "see the coordinator's log")
         stdin.write(token + "\n")
         stdin.close()
-        Thread(target=chosen.wait, daemon=True).start()  # no zombie stays behind
+        self._working.append(chosen)
+        Thread(target=self._warm_up, daemon=True).start()
+
+    def _warm_up(self) -> None:
+        time.sleep(_PAUSE_SECONDS)  # the run that has just begun comes first
+        self._spare = self._started()
 
     def _started(self) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "server.conductor", str(self._home)]
+        command = [sys.executable, "-P", "-m", "server.conductor", str(self._home)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+
+
+class Unfinished:
+    """Runs that have begun, have not ended, and that nobody conducts."""
+
+    def __init__(self, home: Path, control: Control) -> None:
+        self._home, self._control = home, control
+        self._tried: dict[str, tuple[int, int]] = {}  # run -> rounds closed, and attempts since
+
+    def resubmit(self) -> None:
+        """Each as it was submitted, under its own number, so that it goes on where it stopped."""
+        listed = self._control.runs()
+        for store in RunStore.unfinished(self._home):
+            run, closed = store.run.hex(), len(store.rounds())
+            before = [one for one in listed if one.run == run and not one.finished]
+            if any(one.state == "pending" for one in before):
+                continue
+            rounds, attempts = self._tried.get(run, (closed, 0))
+            self._tried[run] = (closed, 1 if closed > rounds else attempts + 1)
+            if self._tried[run][1] > _ATTEMPTS:
+                store.end("LostConductor")
+                continue
+            for one in before:
+                self._control.stop(one.number)
+            content, signature = store.bundle()
+            self._control.start(content, signature, run)
+            say(log, "run submitted again", run=run, round=closed)
 
 
 def run(home: Path) -> None:
     """For ever."""
-    conductors = Conductors(home)
-    loopback = Loopback(home)
+    loopback, conductors = Loopback(home), Conductors(home)
+    unfinished = Unfinished(home, Control(loopback.address, loopback.tls()))
     client = RuntimeHttpClient(
         f"https://{loopback.address}",
         interceptors=[
@@ -65,16 +108,19 @@ def run(home: Path) -> None:
         ],
         verify=loopback.tls(),
     )
+    worked = True  # before this process was
     while True:
         try:
             given = client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP]))
-        except httpx.HTTPError as error:
-            log.warning("the SuperLink does not answer (%s)", error or type(error).__name__)
+            if given.HasField("task") and given.token:
+                say(log, "run taken", run=str(given.task.run_id))
+                conductors.conduct(given.token)
+            elif worked and not conductors.busy:
+                unfinished.resubmit()
+            worked = conductors.busy
+        except (httpx.HTTPError, FederationError) as error:
+            say(log, "the SuperLink does not answer", logging.WARNING, message=str(error) or type(error).__name__)
             time.sleep(_PAUSE_SECONDS)
-            continue
-        if given.HasField("task") and given.token:
-            log.info("task %d of run %d", given.task.task_id, given.task.run_id)
-            conductors.conduct(given.token)
         time.sleep(_POLL_SECONDS)
 
 
@@ -82,15 +128,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m server.executor", description=__doc__)
     parser.add_argument("home", type=Path)
     home = parser.parse_args(arguments).home
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    configure("executor")
     try:
+        if address := address_in(os.environ):
+            expose_coordinator(home, address)
         run(home)
     except FederationError as error:
-        log.error("%s %s", error.message, f"({error.hint})" if error.hint else "")
+        say_error(log, "not started", error)
         return error.exit_code
     except KeyboardInterrupt:
-        return 0
+        pass
+    return 0
 
 
 if __name__ == "__main__":

@@ -81,6 +81,32 @@ class RunStore:
     def _home_of(directory: Path) -> Path:
         return directory.parents[1]
 
+    @classmethod
+    def unfinished(cls, home: Path) -> "list[RunStore]":
+        """Runs of signed bundles that have begun and not ended, in no order."""
+        begun = [path.parent for path in (home / "runs").glob("*/bundle")]
+        return [cls.open(place) for place in begun if not (place / "ended").exists()]
+
+    def keep_bundle(self, content: bytes, signature: str) -> None:
+        """As it was submitted: with it the run can be submitted again. A run that had ended goes on from here."""
+        write_atomically(self.directory / "signature", signature.encode())
+        write_atomically(self.directory / "bundle", content)
+        (self.directory / "ended").unlink(missing_ok=True)
+
+    def bundle(self) -> tuple[bytes, str]:
+        """Content and signature."""
+        return (self.directory / "bundle").read_bytes(), (self.directory / "signature").read_text()
+
+    def end(self, outcome: str) -> None:
+        """Nobody is to go on with this run unless it is asked for. outcome: `done`, or why it stopped."""
+        write_atomically(self.directory / "ended", outcome.encode())
+
+    @property
+    def ended(self) -> str:
+        """What `end` was told; empty while the run goes on."""
+        path = self.directory / "ended"
+        return path.read_text() if path.exists() else ""
+
     @cached_property
     def plan_hash(self) -> bytes:
         return plan_hash(self.plan)
