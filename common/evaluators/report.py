@@ -17,6 +17,9 @@ from common.evaluators.utility import Estimate, Floats, Predict
 
 if TYPE_CHECKING:  # what evaluators give to one another, without importing them all
     from common.evaluators.groups import GroupCounts
+    from common.evaluators.inversion import Rebuilt
+    from common.evaluators.membership import Attacked
+    from common.evaluators.privacy_audit import Canaries
 
 Part = TypeVar("Part")
 InputGradients = Callable[[NDArray[np.float32], NDArray[np.int64]], Floats]
@@ -30,6 +33,7 @@ class Material:
     (n, classes) that it gives them. reference: (m, *inputs), records like those it was trained on.
     predict: the model. input_gradients: from features (n, *inputs) and labels (n,) to the gradients, by the features,
     of each record's loss. groups: summed counts by protected group, noise included.
+    canaries, attacked, rebuilt: what an audit, a membership attack and an inversion found.
     seed: of all that an evaluator draws; nothing here is secret.
     """
 
@@ -40,6 +44,9 @@ class Material:
     predict: Predict | None = field(default=None, repr=False)
     input_gradients: InputGradients | None = field(default=None, repr=False)
     groups: "GroupCounts | None" = field(default=None, repr=False)
+    canaries: "Canaries | None" = field(default=None, repr=False)
+    attacked: "Attacked | None" = field(default=None, repr=False)
+    rebuilt: "Rebuilt | None" = field(default=None, repr=False)
     seed: int = 0
 
     @property

@@ -1,4 +1,4 @@
-"""Proves: weights make group and class independent; thresholds close the gap at the stated price, from noised counts."""
+"""Proves: weights make group and class independent; thresholds close the gap, from noised counts, at the price told."""
 
 from pathlib import Path
 
