@@ -28,10 +28,11 @@ HOMES = {
     "dp_accounting": {"common/dp/accounting.py"},
     "ray": {"scenarios/engines.py"},
     "prometheus_client": {"common/monitoring.py"},
+    "captum": {"common/attributions.py"},
 }
 FOLDERS_OF = {
     "opacus": ("client/",),
-    "torch": ("client/", "common/models.py", "common/gradients.py"),
+    "torch": ("client/", "common/models.py", "common/gradients.py", "common/attributions.py"),
     "safetensors": ("common/", "server/"),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}

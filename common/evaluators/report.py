@@ -31,17 +31,19 @@ class Material:
 
     features: (n, *inputs) and labels (n,) of records that the model was not trained on, with the probabilities
     (n, classes) that it gives them. reference: (m, *inputs), records like those it was trained on.
-    predict: the model. input_gradients: from features (n, *inputs) and labels (n,) to the gradients, by the features,
-    of each record's loss. groups: summed counts by protected group, noise included.
-    canaries, attacked, rebuilt: what an audit, a membership attack and an inversion found.
-    seed: of all that an evaluator draws; nothing here is secret.
+    strange: (k, *inputs), records from elsewhere. predict: the model; logits: the same before softmax.
+    input_gradients: from features (n, *inputs) and labels (n,) to each record's gradient of its loss by its features.
+    groups: summed counts by protected group, noise included. canaries, attacked, rebuilt: what an audit, a membership
+    attack and an inversion found. seed: of all that an evaluator draws; nothing here is secret.
     """
 
     probabilities: Floats | None = field(default=None, repr=False)
     labels: NDArray[np.int64] | None = field(default=None, repr=False)
     features: NDArray[np.float32] | None = field(default=None, repr=False)
     reference: NDArray[np.float32] | None = field(default=None, repr=False)
+    strange: NDArray[np.float32] | None = field(default=None, repr=False)
     predict: Predict | None = field(default=None, repr=False)
+    logits: Predict | None = field(default=None, repr=False)
     input_gradients: InputGradients | None = field(default=None, repr=False)
     groups: "GroupCounts | None" = field(default=None, repr=False)
     canaries: "Canaries | None" = field(default=None, repr=False)

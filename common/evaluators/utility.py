@@ -78,7 +78,7 @@ def accuracy(probabilities: ArrayLike, labels: ArrayLike) -> Estimate:
 
 
 def log_loss(probabilities: ArrayLike, labels: ArrayLike) -> Estimate:
-    """Mean of -log(probability given to the true class), nats. Interval: normal, cut at the possible values.
+    """Mean of -log(probability given to the true class), nats (Good 1952). Interval: normal, cut where it must end.
 
     probabilities: (n, classes), taken as at least 2^-52 so that one sure mistake does not cost infinity.
     """
