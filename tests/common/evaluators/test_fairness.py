@@ -116,6 +116,16 @@ def test_an_interval_without_the_noise_in_it_would_miss() -> None:
     assert missed > 60  # of 300; 15 were promised
 
 
+def test_where_eight_groups_are_alike_chance_is_not_taken_for_a_gap() -> None:
+    """Some two of eight always differ; the intervals must reach 0. 500 draws; false alarm 1e-6 at 90 % for both."""
+    cells = GroupCells({"site": tuple("abcdefgh")})
+    chances, random, reached = np.tile([0.35, 0.15, 0.1, 0.4], 8) / 8, np.random.default_rng(), 0
+    for _ in range(500):
+        tables = GroupCounts(cells, random.multinomial(2400, chances).astype(float), 0.0).by("site")
+        reached += max(demographic_parity_difference(tables).low, equalized_odds_difference(tables).low) == 0.0
+    assert reached >= binom.ppf(1e-6, 500, 0.90)
+
+
 def test_by_hand() -> None:
     """f: 8 of 20 named 1, 6 of 10 positives found; m: 12 of 20, 9 of 10."""
     cells = GroupCells({"sex": ("f", "m")})
