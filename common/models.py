@@ -71,6 +71,11 @@ def load_parameters(model: nn.Module, vector: Vector) -> None:
 
 def predict(model: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities (n, classes) for features (n, *inputs); the model is left in the mode it was in."""
+    return torch.softmax(torch.from_numpy(logits(model, features)), dim=1).numpy()
+
+
+def logits(model: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What `predict` makes probabilities of: (n, classes)."""
     was_training = model.training
     model.eval()
     try:
@@ -78,8 +83,7 @@ def predict(model: nn.Module, features: NDArray[np.float32]) -> NDArray[np.float
             device = next(model.parameters()).device
             starts = range(0, max(1, len(features)), _PREDICT_BATCH)
             batches = [torch.tensor(features[start : start + _PREDICT_BATCH], device=device) for start in starts]
-            logits = torch.cat([model(batch) for batch in batches])
-            return torch.softmax(logits.double(), dim=1).cpu().numpy()
+            return torch.cat([model(batch) for batch in batches]).double().cpu().numpy()
     finally:
         model.train(was_training)
 

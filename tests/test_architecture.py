@@ -37,8 +37,13 @@ HOMES = {
     "dp_accounting": {"common/dp/accounting.py"},
     "ray": {"scenarios/engines.py"},
     "prometheus_client": {"common/monitoring.py"},
+    "captum": {"common/attributions.py"},
 }
-FOLDERS_OF = {"opacus": ("client/",), "torch": ("client/", "common/models.py"), "safetensors": ("common/", "server/")}
+FOLDERS_OF = {
+    "opacus": ("client/",),
+    "torch": ("client/", "common/models.py", "common/gradients.py", "common/attributions.py"),
+    "safetensors": ("common/", "server/"),
+}
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}
 PURE_NEVER_IMPORTS = {"app", "cli"}
 MODULES = sorted(path for folder in OURS for path in (ROOT / folder).rglob("*.py"))

@@ -1,0 +1,27 @@
+"""The list of evaluators. A new one is one class and one line here; the contract test runs over all."""
+
+from common.evaluators.classification import Utility
+from common.evaluators.explanation import Explanation
+from common.evaluators.fairness import Fairness
+from common.evaluators.inversion import Inversion
+from common.evaluators.membership import MembershipInference
+from common.evaluators.privacy_audit import PrivacyAudit
+from common.evaluators.report import Evaluator, Findings, Material
+from common.evaluators.robustness import Adversarial, OutOfDistribution, Robustness
+
+EVALUATORS: tuple[Evaluator, ...] = (
+    Utility(),
+    Fairness(),
+    Robustness(),
+    Adversarial(),
+    OutOfDistribution(),
+    Explanation(),
+    PrivacyAudit(),
+    MembershipInference(),
+    Inversion(),
+)
+
+
+def evaluate_all(material: Material) -> list[Findings]:
+    """What every evaluator finds whose parts are all there."""
+    return [each.evaluate(material) for each in EVALUATORS if each.needs <= material.parts]
