@@ -19,6 +19,9 @@ def add_commands(commands: Any) -> None:
     dp.add_argument("--device", default="cpu", help="cpu, or cuda for large models as well")
     about, example = "a round against a bare loop and Flower on Ray", "veilfed bench simulate"
     command(bench, "simulate", _simulate, show_rows, about, f"example: {example}")
+    about, example = "a private round over the network against a plain one of stock Flower", "veilfed bench deploy"
+    deploy = command(bench, "deploy", _deploy, show_rows, about, f"example: {example}")
+    deploy.add_argument("--rounds", type=positive, default=5, help="rounds of each")
 
 
 def _he(chosen: argparse.Namespace) -> Mapping[str, Any]:
@@ -42,3 +45,9 @@ def _simulate(chosen: argparse.Namespace) -> Mapping[str, Any]:
     from scenarios.bench.simulate import run
 
     return run()
+
+
+def _deploy(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from scenarios.bench.deploy import run
+
+    return run(chosen.rounds)
