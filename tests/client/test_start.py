@@ -121,7 +121,9 @@ def test_a_site_that_is_not_set_up_is_told_what_comes_first(place: Path, missing
 
 
 def test_a_socket_that_a_killed_worker_left_is_not_taken_for_a_worker(place: Path):
-    Path(local_socket.address(place)).touch()
+    left = Path(local_socket.address(place))
+    left.parent.mkdir(exist_ok=True)
+    left.touch()
     worker, node = processes(place)
     assert not worker.ready()
     assert worker.argv[1:] == ("-P", "-m", "client.worker", str(place))
