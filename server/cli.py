@@ -217,6 +217,7 @@ def _renew(chosen: argparse.Namespace) -> Mapping[str, Any]:
 
     with ceremony(chosen.home) as home:
         done = renew(home, chosen.names, chosen.everything, _authorities(home, chosen), now_utc())
+        _note(home.directory, "renew", " ".join((*done.clients, *done.servers)))
         return {"renewed": ", ".join((*done.clients, *done.servers)), **_told(home)}
 
 

@@ -15,6 +15,7 @@ from cryptography import x509
 
 from client.enroll import certificate_of
 from client.site import Site
+from common.audit import Audit
 from common.certificates import LIFE, Certificate, now_utc, read_roots
 from common.enrolment import Kit, Request
 from common.errors import ConfigError, FederationError, TrustError
@@ -237,7 +238,7 @@ def test_renewal_is_for_what_is_near_its_end_or_named_and_keeps_keys(people):
     assert people.server("renew", ADLER, "gateway")["renewed"] == "adler, gateway"
     after = everything(people.home)
     changed = {name for name in after if after[name] != before.get(name) and not name.startswith("issued/")}
-    assert changed - {"crl.pem"} == {"kits/adler.json", "tls/gateway.crt"}
+    assert changed - {"crl.pem", "audit.jsonl", "witnesses/audit"} == {"kits/adler.json", "tls/gateway.crt"}
     assert after["tls/gateway.key"] == before["tls/gateway.key"]
     later = now_utc() + LIFE * 0.9
     done = renew(home_of(people), (), False, roots_of(people), later)
@@ -384,6 +385,25 @@ def test_a_thief_of_the_old_root_forges_no_kit_once_the_new_one_is_pinned(people
         )
     )
     assert "signature is missing" in people.refused("site", "join", people.site(ADLER), forged)[2]
+
+
+def test_every_ceremony_is_on_record(people):
+    people.found()
+    people.let_in(ADLER)
+    people.server("renew", ADLER)
+    people.server("rotate-root")
+    people.server("rotate-root", "--finish")
+    people.server("revoke", ADLER)
+    people.refused("server", "renew", ADLER, "--home", people.home)
+    entries = Audit.read(people.home, home_of(people).roster.keys[COORDINATOR]).entries()
+    told = [(entry.record["command"], entry.record["subject"].split()[0]) for entry in entries]
+    assert [one for one in told if one[0] != "init"] == [
+        ("admit", ADLER),
+        ("renew", ADLER),
+        ("rotate-root", "begun"),
+        ("rotate-root", "finished"),
+        ("revoke", ADLER),
+    ]
 
 
 # Crashes.
