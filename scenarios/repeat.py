@@ -7,6 +7,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +26,30 @@ def repeat(name: str, runs: int, overrides: list[str]) -> dict[str, Any]:
         table = override(load_table(_HERE / f"{name}.toml"), [*overrides, f"data.seed={seed}"])
         with tempfile.TemporaryDirectory(prefix="veilfed-repeat-") as place:
             report = simulate(set_up(fill(Simulation, table), Path(place)))
-        alone = report.get("baselines", {}).get("alone", {})
+        baselines = {"central": {}, "alone": {}, **report.get("baselines", {})}
         rows.append(
             {
                 "seed": seed,
-                "final": {metric: value["value"] for metric, value in report["final"].items()},
-                "alone": {site: {m: v["value"] for m, v in values.items()} for site, values in alone.items()},
+                "final": _values(report["final"]),
+                "central": _values(baselines["central"]),
+                "alone": {site: _values(metrics) for site, metrics in baselines["alone"].items()},
                 "epsilon": max((site["epsilon"] or 0.0) for site in report["sites"]),
             }
         )
-    means = {metric: statistics.mean(row["final"][metric] for row in rows) for metric in rows[0]["final"]}
-    alone_means = {
-        site: {metric: statistics.mean(row["alone"][site][metric] for row in rows) for metric in rows[0]["final"]}
-        for site in rows[0]["alone"]
+    return {
+        "mean": _means([row["final"] for row in rows]),
+        "mean_central": _means([row["central"] for row in rows]),
+        "mean_alone": {site: _means([row["alone"][site] for row in rows]) for site in rows[0]["alone"]},
+        "runs": rows,
     }
-    return {"mean": means, "mean_alone": alone_means, "runs": rows}
+
+
+def _values(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {metric: found["value"] for metric, found in metrics.items()}
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {metric: statistics.mean(row[metric] for row in rows) for metric in rows[0]}
 
 
 if __name__ == "__main__":

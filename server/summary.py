@@ -123,6 +123,9 @@ def _useful(report: Mapping[str, Any], facts: Disclosure) -> str:
     if alone:
         limit = " under the same limit" if facts.private else ""
         told += f" A site that trains alone{limit} reaches {alone[0]:.3f} to {alone[-1]:.3f}."
+    if complete(baselines["central"].get(metric)):
+        centre = f" One trusted centre with all records{' under the same limit' if facts.private else ''}: "
+        told += f"{centre}{baselines['central'][metric]['value']:.3f}."
     if complete(baselines["non_private"].get(metric)):
         told += f" All together without privacy: {baselines['non_private'][metric]['value']:.3f}."
     return told

@@ -56,9 +56,13 @@ class Network:
 
 
 def test_the_report_keeps_the_contract_and_the_ledgers_agree(tmp_path):
-    place = workplace(tmp_path / "run")
+    place = workplace(tmp_path / "run", "simulation.baselines=true")
     report = simulate(place)
     assert report["outcome"] == "done"
+    baselines = report["baselines"]
+    assert set(baselines["alone"]) == {site.name for site in place.sites}
+    for metrics in (baselines["non_private"], baselines["central"], *baselines["alone"].values()):
+        assert {"value", "low", "high"} == set(metrics["auc"])
     assert Path(report["report"]).read_text().startswith("<!doctype html>")
     assert json.loads((tmp_path / "run" / "report.json").read_text())["run"] == report["run"]
     assert [record["round"] for record in report["rounds"]] == [1, 2]
