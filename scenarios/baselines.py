@@ -1,4 +1,4 @@
-"""What the same records give without the federation: all of them in one place, with noise or without, or each site alone.
+"""What the same records give without the federation: all in one place, with noise or without, or each site alone.
 
 Straight loops over the same training code. They play no protocol and charge no ledger; a report shows them as
 what a simulation may know and a real consortium would not.

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from client.datasets import Records, split
+from client.datasets import Records, load_records, split
 from common.config import fill, load_table, override
 from common.evaluators.utility import evaluate
 from common.models import build, load_parameters, predict
 from scenarios.baselines import pooled, together
-from scenarios.data import simulated_site, site_loader, site_names
+from scenarios.data import site_loader, site_names
 from scenarios.simulation import Simulation, fitted
 
 _HELD_OUT = 0.1
@@ -46,8 +46,8 @@ def accuracy(simulation: Simulation) -> float:
 
 def _trainable(simulation: Simulation, site: str) -> Records:
     """The records that this site trains on in a run."""
-    loaded = simulated_site(site, **site_loader(simulation.data, site)[1])
-    kept, _ = split(loaded, simulation.data.holdout, simulation.data.seed)
+    loader, options = site_loader(simulation.data, site)
+    kept, _ = split(load_records(loader, site, options), simulation.data.holdout, simulation.data.seed)
     return replace(kept, reserved=np.zeros(len(kept), bool))
 
 

@@ -155,7 +155,7 @@ def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
 
 
 def _compared(final: Mapping[str, Any], baselines: Mapping[str, Any], metric: str) -> list[tuple[str, Any, Any]]:
-    """No privacy, a trusted centre, this run, and every site alone; of many sites the best, the middle one and the worst."""
+    """No privacy, a trusted centre, this run, each site alone; of many sites the best, the middle one and the worst."""
     alone = [(site, f[metric]) for site, f in baselines["alone"].items() if complete(f.get(metric))]
     alone.sort(key=lambda row: row[1]["value"], reverse=metric != "loss")
     if len(alone) > plots.FEW:
