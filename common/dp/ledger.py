@@ -5,6 +5,7 @@ Where a cost depends on what happens later (noise in shares: on who is summed), 
 worst that may happen, and `settle` replaces it, once, by what did.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -201,6 +202,11 @@ class Ledger:
                 raise PrivacyError(f"nothing of round {round_number} of run {run} was ever charged")
             self._log.append({"kind": "sealed", "run": run, "round": round_number, "sha256": sha256})
             self._update()
+
+    def export(self) -> dict[str, object]:
+        """What `veilfed site ledger export --json` prints: every line of the file, of which the hashes are a chain."""
+        lines = [json.loads(line) for line in self._log.lines()]
+        return {"site": self.site, "data_set": self.data_set, "head": self.head.hex(), "entries": lines}
 
     def to_report(self) -> dict[str, object]:
         """What `veilfed site ledger show --json` prints."""
