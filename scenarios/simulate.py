@@ -134,6 +134,7 @@ def _site_row(observer: Observer, site: Site, traffic: list[dict[str, Any]]) -> 
         "records": None,
         "noise_multiplier": observer.plan.privacy.noise_multiplier if ledger else None,
         "ledger_head": ledger.head.hex() if ledger else None,
+        "trials": ledger.trials if ledger else None,
     }
 
 

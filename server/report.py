@@ -36,7 +36,18 @@ _ROUND: dict[str, Any] = {
     **{key: {} for key in ("metrics", "epsilon", "reported")},
 }
 _SITE = dict.fromkeys(
-    ("site", "epsilon", "delta", "noise_multiplier", "bytes_up", "bytes_down", "refusals", "records", "ledger_head")
+    (
+        "site",
+        "epsilon",
+        "delta",
+        "noise_multiplier",
+        "bytes_up",
+        "bytes_down",
+        "refusals",
+        "records",
+        "ledger_head",
+        "trials",
+    )
 )
 _WIRE = dict.fromkeys(("parameters", "bytes_up_per_parameter", "bytes_per_update", "header_bytes", "cohort_keys"))
 _SIMULATORS = ("local", "ray")

@@ -117,6 +117,11 @@ class Ledger:
         return tuple(event for charge in self._charges.values() for event in charge.events)
 
     @property
+    def trials(self) -> int:
+        """Runs that were attempts at better settings: they count like all others."""
+        return len({charge.run for charge in self._charges.values() if charge.purpose == "tuning"})
+
+    @property
     def epsilon(self) -> float:
         """What has been lost at the budget's delta."""
         return accounting.epsilon(self.events, self.budget.delta)
@@ -214,6 +219,7 @@ class Ledger:
             "site": self.site,
             "data_set": self.data_set,
             "entries": len(self._charges),
+            "trials": self.trials,
             "epsilon": self.epsilon,
             "delta": self.budget.delta,
             "remaining_epsilon": self.remaining_epsilon,

@@ -382,6 +382,28 @@ def test_a_test_only_switch_voids_the_limit_in_red(page_of, reason):
     assert "No limit holds. See the red box." in page.row("A reader")
 
 
+@pytest.mark.parametrize(
+    ("tuning", "trials", "told", "red"),
+    [
+        ("unstated", 0, "The plan does not say.", None),
+        ("none", 0, "no site's records had a part in it", None),
+        ("trial", 1, "counts for every later run", None),
+        ("counted", 3, "The ledgers hold 3 trials", None),
+        ("counted", 0, "what those cost is not counted here", "none holds any"),
+        ("not counted", 2, "what those cost is not counted here", "no ledger counts"),
+    ],
+)
+def test_tuning_that_was_not_counted_is_told_in_red_and_beside_the_limit(page_of, tuning, trials, told, red):
+    report = configured(federation={"tuning": tuning})
+    report["sites"][2]["trials"] = trials
+    page = page_of(report)
+    assert told in page.text
+    assert (page.alarm == []) == (red is None)
+    assert (red or "") in " ".join(page.alarm)
+    assert ("δ = 0.001, not counting the trials that chose its settings" in page.text) == (red is not None)
+    assert ("with δ = 0.001, trials not counted" in page.text) == (red is not None)
+
+
 def test_a_reason_is_told_once(page_of):
     report = configured(encryption={"preset": "none"}, privacy={"mode": "none"})
     report["insecure"] = ["updates travelled readable and unsigned", "no differential privacy: records may leak"]
