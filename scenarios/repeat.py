@@ -1,6 +1,8 @@
 """Repeat a simulation over splits of its data: `python -m scenarios.repeat NAME RUNS RESULT [KEY=VALUE ...]`.
 
-The figures in `results/RESULT.json` come from here; each file names the command that wrote it.
+The figures in `results/RESULT.json` come from here; each file names the command that wrote it. With `--centre` in
+front, a trusted centre is given all records and trains under the same budget, scored on the same held-out records:
+what the federation is measured by, without playing it again.
 """
 
 import json
@@ -13,7 +15,8 @@ from typing import Any
 
 from common.config import fill, load_table, override
 from common.files import write_atomically
-from scenarios.simulate import simulate
+from scenarios.baselines import central
+from scenarios.simulate import Observer, simulate
 from scenarios.simulation import Simulation, set_up
 
 _HERE = Path(__file__).parent
@@ -44,6 +47,18 @@ def repeat(name: str, runs: int, overrides: list[str]) -> dict[str, Any]:
     }
 
 
+def repeat_centre(name: str, runs: int, overrides: list[str]) -> dict[str, Any]:
+    """Final metrics of a trusted centre in place of the federation."""
+    rows = []
+    for seed in range(runs):
+        table = override(load_table(_HERE / f"{name}.toml"), [*overrides, f"data.seed={seed}"])
+        with tempfile.TemporaryDirectory(prefix="veilfed-repeat-") as place:
+            observer = Observer(set_up(fill(Simulation, table), Path(place)))
+            model = central(observer.plan, [site.training_records for site in observer.sites])
+        rows.append({"seed": seed, "final": _values(observer.score(model, observer.pooled))})
+    return {"mean": _means([row["final"] for row in rows]), "runs": rows}
+
+
 def _values(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {metric: found["value"] for metric, found in metrics.items()}
 
@@ -53,9 +68,10 @@ def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    name, runs, file, *overrides = sys.argv[1:]
+    play = repeat_centre if sys.argv[1] == "--centre" else repeat
+    name, runs, file, *overrides = (word for word in sys.argv[1:] if word != "--centre")
     told = [word for word in sys.argv[1:] if not word.startswith("data.directory=")]  # a place on this machine
-    result = {"command": f"python -m scenarios.repeat {' '.join(told)}", **repeat(name, int(runs), overrides)}
+    result = {"command": f"python -m scenarios.repeat {' '.join(told)}", **play(name, int(runs), overrides)}
     path = _HERE / "results" / f"{file}.json"
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, json.dumps(result, indent=1, sort_keys=True).encode() + b"\n", mode=0o644)
