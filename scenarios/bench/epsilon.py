@@ -13,7 +13,7 @@ _ASKED = 10
 
 
 def parts() -> list[dict[str, Any]]:
-    """One question at the end of the run, beside dp-accounting at its defaults; then one for each of the last rounds before.
+    """One question at the end of the run, beside dp-accounting at its defaults; then one of the last ten rounds.
 
     The reference is told of all steps at once: told of every round, it takes minutes. `excess`: our epsilon less
     theirs. Nothing is remembered from before; the library is loaded.
