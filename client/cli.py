@@ -95,6 +95,7 @@ def add_commands(commands: Any) -> None:
     for name, run, show, about, examples in (
         ("show", _show, _told, "verify the chain and print what was spent", "veilfed site ledger show DIR"),
         ("verify", _verify, _verdict, "every line, signature and the witness", "veilfed site ledger verify DIR --json"),
+        ("export", _export, _lines, "every entry, verified, one line of JSON each", "veilfed site ledger export DIR"),
         ("remaining", _remaining, _told, "what may still be spent", "veilfed site ledger remaining DIR"),
     ):
         _on_directory(command(ledger, name, run, show, about, f"example: {examples}"))
@@ -204,6 +205,18 @@ def _confirm_root(root: "Root") -> None:
 
 def _show(chosen: argparse.Namespace) -> Mapping[str, Any]:
     return _one_or_all([ledger.to_report() for ledger in _ledgers(chosen.directory)])
+
+
+def _export(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    return _one_or_all([ledger.export() for ledger in _ledgers(chosen.directory)])
+
+
+def _lines(result: Mapping[str, Any]) -> str:
+    """As the files have them."""
+    import rfc8785
+
+    entries = (entry for ledger in result.get("ledgers", [result]) for entry in ledger["entries"])
+    return "\n".join(rfc8785.dumps(entry).decode() for entry in entries)
 
 
 def _verify(chosen: argparse.Namespace) -> Mapping[str, Any]:

@@ -187,7 +187,7 @@ def train_and_charge(site: Site, run: SiteRun, number: int, model: np.ndarray, b
         plan.federation.rounds,
         cpu_allowance(site.policy.resources),
     )
-    _charge(site, run, number, bill, "train")
+    _charge(site, run, number, bill, plan.training_purpose)
     return trained
 
 

@@ -87,6 +87,14 @@ class AppendLog:
     def entries(self) -> Sequence[Entry]:
         return tuple(self._entries)
 
+    def lines(self) -> list[bytes]:
+        """Every line, as the file has it: what others can check, given the public key and the newest digest."""
+        before = [_GENESIS, *(entry.digest for entry in self._entries)]
+        return [
+            _line(_core(entry.index, previous, entry.record), entry.digest, entry.signature)
+            for previous, entry in zip(before, self._entries, strict=False)
+        ]
+
     @property
     def head(self) -> bytes:
         """Digest of the newest entry: give it to others, and nobody can change or cut off what is before it."""

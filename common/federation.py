@@ -242,6 +242,9 @@ class FederationSettings:
     reveal: `never` (the coordinator holds encrypted aggregates only), `final` (the sites sign a release of the
     last model to its registry) or `every-round`. public: the numbers that sites may send readable beside their
     sealed answers (`metrics`: the opened sums, never one site's); everything else stays at the site.
+    tuning: how the settings of this plan came about. `none`: nobody's records had a part in it. `trial`: this run is an
+    attempt at it, charged as such. `counted`: by trials that the same ledgers hold. `not counted`: by looking at the
+    records outside of any ledger; then every report says so. Nobody can check this, so it is agreed on and signed.
     """
 
     name: str = "federation"
@@ -249,6 +252,7 @@ class FederationSettings:
     min_cohort: int = 2
     reveal: Literal["never", "final", "every-round"] = "final"
     public: tuple[Literal["seconds", "epsilon", "metrics"], ...] = ("seconds", "epsilon", "metrics")
+    tuning: Literal["unstated", "none", "trial", "counted", "not counted"] = "unstated"
 
     def __post_init__(self) -> None:
         require(bool(self.name), "federation.name", self.name, "a non-empty name")
@@ -298,6 +302,11 @@ class Plan:
     def last_round(self) -> int:
         """Rounds of training, and one more where the final model is measured."""
         return self.federation.rounds + (self.metrics.every > 0)
+
+    @property
+    def training_purpose(self) -> str:
+        """What training is charged as in the ledgers."""
+        return "tuning" if self.federation.tuning == "trial" else "train"
 
     def trains(self, round_number: int) -> bool:
         return round_number <= self.federation.rounds

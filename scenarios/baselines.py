@@ -1,14 +1,20 @@
-"""What the same records give without the federation: all sites together in the clear, and each site on its own.
+"""What the same records give without the federation: all in one place, with noise or without, or each site alone.
 
 Straight loops over the same training code. They play no protocol and charge no ledger; a report shows them as
 what a simulation may know and a real consortium would not.
 """
 
+import math
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from client.datasets import Records
 from client.train import train
+from common.dp.cost import noise_shares
 from common.federation import Plan, require
 from common.model_state import ModelState, advance
 from common.models import build, load_parameters, parameters_of
@@ -22,6 +28,20 @@ def non_private(plan: Plan, sites: list[Records]) -> ModelState:
     return _rounds(replace(plan, privacy=replace(plan.privacy, mode="none")), sites)
 
 
+def central(plan: Plan, sites: list[Records]) -> ModelState:
+    """A trusted centre's model, had it been given all records: central DP, what noise in shares is measured by.
+
+    It draws every record with the same chance, in lots as large as all sites' together, and takes as many steps with
+    the same noise multiplier; so a record loses what one loses in the plan's run when every site is summed in every
+    round. Where whole sites are protected the centre is another mechanism. Raises ConfigError for that mode.
+    """
+    require(plan.privacy.mode in ("local", "distributed"), "privacy.mode", plan.privacy.mode, "local, distributed")
+    # What never travels needs no bound.
+    privacy = replace(plan.privacy, mode="local", max_update_norm=sys.float_info.max)
+    training = replace(plan.training, lot_size=plan.training.lot_size * len(sites))
+    return _rounds(replace(plan, privacy=privacy, training=training), [pooled(sites)])
+
+
 def alone(plan: Plan, site: Records) -> ModelState:
     """One site's model, trained alone with the same steps, the same noise and so the same budget.
 
@@ -33,6 +53,22 @@ def alone(plan: Plan, site: Records) -> ModelState:
     )
     mode: Literal["local", "none"] = "none" if plan.privacy.mode == "none" else "local"
     return _rounds(replace(plan, privacy=replace(plan.privacy, mode=mode)), [site])
+
+
+def together(plan: Plan, sites: list[Records]) -> ModelState:
+    """What the run itself gives when every site is summed in every round, up to the rounding to integers.
+
+    Shares of noise add up to a little more than a centre's noise: that of the colluding is not counted on.
+    """
+    if plan.privacy.mode != "distributed":
+        return _rounds(plan, sites)
+    noise = noise_shares(plan, len(sites)).share(plan.privacy.noise_multiplier) * math.sqrt(len(sites))
+    return central(replace(plan, privacy=replace(plan.privacy, noise_multiplier=noise)), sites)
+
+
+def pooled(parts: Sequence[Records]) -> Records:
+    """All records in one place, as only a simulation can have them."""
+    return Records(np.concatenate([part.features for part in parts]), np.concatenate([part.labels for part in parts]))
 
 
 def _rounds(plan: Plan, sites: list[Records]) -> ModelState:

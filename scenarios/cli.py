@@ -251,8 +251,9 @@ def _show_simulation(report: Mapping[str, Any]) -> str:
     for name, metrics in report.get("baselines", {}).get("alone", {}).items():
         if score in metrics:
             lines.append(f"{score:<10} {metrics[score]['value']:.4f}  {name} alone, same budget")
-    if score in (plain := report.get("baselines", {}).get("non_private", {})):
-        lines.append(f"{score:<10} {plain[score]['value']:.4f}  all sites, no privacy")
+    for name, told in (("central", "one trusted centre, same budget"), ("non_private", "all sites, no privacy")):
+        if score in (found := report.get("baselines", {}).get(name, {})):
+            lines.append(f"{score:<10} {found[score]['value']:.4f}  {told}")
     for site in report["sites"]:
         spent = (
             f"epsilon {site['epsilon']:.3f} at delta {site['delta']:g}"

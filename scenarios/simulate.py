@@ -4,9 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from client.datasets import Records
 from client.runs import SiteRun
 from client.site import Site
@@ -61,7 +58,7 @@ class Observer:
         self.plan = RunStore.open(workplace.run).plan
         self.network = build(self.plan.model)
         self.held_out = {site.name: site.held_out_records for site in self.sites}
-        self.pooled = _pool(list(self.held_out.values()))
+        self.pooled = baselines.pooled(list(self.held_out.values()))
 
     def state(self) -> ModelState:
         """The model as it stands: at a site when it travels encrypted, else at the coordinator."""
@@ -112,8 +109,10 @@ def _report(
 def _baselines(observer: Observer) -> dict[str, Any]:
     training = {site.name: site.training_records for site in observer.sites}
     pooled, plan = observer.pooled, observer.plan
+    private = plan.privacy.mode in ("local", "distributed")
     return {
         "non_private": observer.score(baselines.non_private(plan, list(training.values())), pooled),
+        "central": observer.score(baselines.central(plan, list(training.values())), pooled) if private else {},
         "alone": {
             name: observer.score(baselines.alone(plan, part), pooled)
             for name, part in training.items()
@@ -135,6 +134,7 @@ def _site_row(observer: Observer, site: Site, traffic: list[dict[str, Any]]) -> 
         "records": None,
         "noise_multiplier": observer.plan.privacy.noise_multiplier if ledger else None,
         "ledger_head": ledger.head.hex() if ledger else None,
+        "trials": ledger.trials if ledger else None,
     }
 
 
@@ -153,8 +153,3 @@ def _insecure(workplace: Workplace) -> list[str]:
     if simulation.simulation.insecure_randomness:
         reasons.append("noise and sampling were fixed by a test-only switch: anyone can subtract the noise")
     return reasons + unprotected(simulation.plan)
-
-
-def _pool(parts: list[Records]) -> Records:
-    features: NDArray[np.float32] = np.concatenate([part.features for part in parts])
-    return Records(features, np.concatenate([part.labels for part in parts]))

@@ -12,6 +12,7 @@ from typing import Any
 
 import tomli_w
 
+from client.datasets import Records
 from client.policy import SitePolicy
 from client.site import Site, SiteData, SiteSettings
 from common.certificates import Authority, Root, now_utc
@@ -30,7 +31,7 @@ from server.submit import complete
 
 @dataclass(frozen=True)
 class SimulationSettings:
-    """baselines: also train each site alone under the same budget, and all together without privacy.
+    """baselines: also train each site alone and a trusted centre under the same budget, and all without privacy.
 
     site_epsilon: cap of every simulated site's ledger, over all runs in the same directory (0: the epsilon of
     this run). insecure_randomness above 0 fixes sampling and noise; tests only, the report says so.
@@ -89,7 +90,8 @@ def set_up(simulation: Simulation, out: Path) -> Workplace:
         settings, policy = _site_settings(simulation, place.name), _site_policy(simulation)
         write_atomically(place / "site.toml", tomli_w.dumps(to_table(settings)).encode())
         write_atomically(place / "policy.toml", tomli_w.dumps(to_table(policy)).encode())
-    store = RunStore.create(out / "coordinator", _fitted(simulation, [Site.open(place) for place in sites]), "simulate")
+    records = [Site.open(place).training_records for place in sites]
+    store = RunStore.create(out / "coordinator", fitted(simulation, records), "simulate")
     settings = to_table(replace(simulation, model=store.plan.model, privacy=store.plan.privacy))
     write_atomically(out / "simulation.json", to_json({"run": store.run.hex(), "simulation": settings}))
     return Workplace(out, fill(Simulation, settings), store.directory, sites)
@@ -155,9 +157,8 @@ def _site_policy(simulation: Simulation) -> SitePolicy:
     )
 
 
-def _fitted(simulation: Simulation, sites: list[Site]) -> Plan:
-    """The plan with the data's shape and the calibrated noise filled in."""
-    records = [site.training_records for site in sites]
+def fitted(simulation: Simulation, records: list[Records]) -> Plan:
+    """The plan with the data's shape and the calibrated noise filled in. records: each site's, to train on."""
     inputs, classes = public_shape(simulation.data)
     model = replace(
         simulation.model,
@@ -167,4 +168,4 @@ def _fitted(simulation: Simulation, sites: list[Site]) -> Plan:
     if simulation.privacy.mode != "none":
         smallest, delta = min(len(part) for part in records), simulation.privacy.delta
         require(delta * smallest < 1, "privacy.delta", delta, f"below 1/{smallest}, the smallest site")
-    return complete(replace(simulation.plan, model=model), len(sites))
+    return complete(replace(simulation.plan, model=model), len(records))

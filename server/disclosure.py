@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 READABLE = "updates travelled readable"  # how a report's reasons begin that are told by the settings as well
 NO_PRIVACY = "no differential privacy"
+UNCOUNTED = "the settings were chosen by trials on these records that no ledger counts"
+_NO_TRIAL = "the plan says that ledgers count the trials of its settings, but none holds any"
 
 _IN_SHARES = ("distributed", "site")
 
@@ -42,6 +44,7 @@ class Disclosure:
     sites may pool their noise before it stops holding; None where no site's protection rests on the others' noise.
     smallest_sum: the fewest sites added up in one round.
     epsilon: the most that a record of any site has lost by now, at `delta`; infinity when the report does not say.
+    tuning: as in the plan. trials: most runs of that kind in any site's ledger; None when the report does not say.
     """
 
     encrypted: bool
@@ -54,6 +57,8 @@ class Disclosure:
     insecure: tuple[str, ...] = ()
     colluding: int | None = None
     unit: str = "record"
+    tuning: str = "unstated"
+    trials: int | None = None
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> "Disclosure":
@@ -74,6 +79,8 @@ class Disclosure:
             insecure=tuple(report["insecure"]),
             colluding=privacy.get("colluding", 1) if privacy.get("mode") in _IN_SHARES else None,
             unit="site" if privacy.get("mode") == "site" else "record",
+            tuning=federation.get("tuning", "unstated"),
+            trials=max((site["trials"] for site in sites if site["trials"] is not None), default=None),
         )
 
     @property
@@ -87,13 +94,23 @@ class Disclosure:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader must know before anything else; empty when every protection was on."""
-        facts = {READABLE: not self.encrypted, NO_PRIVACY: not self.private}
+        facts = {
+            READABLE: not self.encrypted,
+            NO_PRIVACY: not self.private,
+            UNCOUNTED: self.private and self.tuning == "not counted",
+            _NO_TRIAL: self.private and self.tuning == "counted" and not self.counts_trials,
+        }
         told = {start for start in facts if any(reason.startswith(start) for reason in self.insecure)}
         return (*self.insecure, *(start for start, holds in facts.items() if holds and start not in told))
 
     @property
     def bound(self) -> str:
-        return f"ε = {round_up(self.epsilon)}, δ = {self.delta:g}"
+        rest = "" if self.counts_trials else ", not counting the trials that chose its settings"
+        return f"ε = {round_up(self.epsilon)}, δ = {self.delta:g}{rest}"
+
+    @property
+    def counts_trials(self) -> bool:
+        return self.tuning != "not counted" and not (self.tuning == "counted" and self.trials == 0)
 
 
 def _added_up(entry: Mapping[str, Any], sites: int) -> int:
@@ -206,6 +223,29 @@ def _noise(facts: Disclosure) -> str:
     return " It is noisy: the limit on records holds for it." if facts.bounded else ""
 
 
+def _choices(facts: Disclosure) -> str:
+    """What is known of how the settings came about: the plan's word, and the trials in the ledgers."""
+    chosen = "Learning rate, rounds and other settings were chosen in advance."
+    match facts.tuning:
+        case "none":
+            return f"{chosen} The plan says that no site's records had a part in it, which nobody can check."
+        case "trial":
+            return "This run tries settings out. It stays in the ledgers, and counts for every later run."
+        case "counted" if facts.counts_trials:
+            number = (
+                "the trials" if facts.trials is None else f"{facts.trials} trials" if facts.trials > 1 else "1 trial"
+            )
+            return (
+                f"{chosen} The ledgers hold {number} of them, and ε counts all that they hold. Others are not counted."
+            )
+        case "counted" | "not counted":
+            return f"{chosen} Trials on these records chose them, and what those cost is not counted here."
+        case _:
+            return (
+                f"{chosen} If they were tuned on these records, that cost is not counted here. The plan does not say."
+            )
+
+
 def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], ...]:
     """What this run leaves open: a name and two or three sentences each."""
     gaps = (
@@ -267,8 +307,7 @@ def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], 
         (
             True,
             "Choices made beforehand",
-            "Learning rate, rounds and other settings were chosen in advance. If they were tuned on these records, "
-            "that cost is not counted here.",
+            _choices(facts),
         ),
         (
             True,

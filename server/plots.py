@@ -23,7 +23,12 @@ _PHASES = {  # key of a round -> what it is called, its colour
     "open_s": ("open", _GREEN),
 }
 _REST = ("evaluate and the rest", "#c3cad1")
-_MARKS = {"ours": (_BLUE, "o", _BLUE), "alone": (_ORANGE, "s", "white"), "non_private": (_MUTED, "D", "white")}
+_MARKS = {
+    "ours": (_BLUE, "o", _BLUE),
+    "alone": (_ORANGE, "s", "white"),
+    "central": (_GREEN, "^", "white"),
+    "non_private": (_MUTED, "D", "white"),
+}
 FEW = 12  # sites that are shown one by one; of more, only a summary is legible
 _HEIGHT, _ROW = 2.9, 0.31  # inches
 _STYLE: dict[Any, Any] = {
@@ -72,7 +77,7 @@ def utility_by_round(figures: Mapping[int, Figures], metric: str, reference: flo
 
 
 def comparison(
-    rows: Sequence[tuple[str, Figures, Literal["ours", "alone", "non_private"]]], metric: str, alt: str
+    rows: Sequence[tuple[str, Figures, Literal["ours", "alone", "central", "non_private"]]], metric: str, alt: str
 ) -> str:
     """One dot and its interval for each row, from top to bottom."""
 

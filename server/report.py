@@ -36,7 +36,18 @@ _ROUND: dict[str, Any] = {
     **{key: {} for key in ("metrics", "epsilon", "reported")},
 }
 _SITE = dict.fromkeys(
-    ("site", "epsilon", "delta", "noise_multiplier", "bytes_up", "bytes_down", "refusals", "records", "ledger_head")
+    (
+        "site",
+        "epsilon",
+        "delta",
+        "noise_multiplier",
+        "bytes_up",
+        "bytes_down",
+        "refusals",
+        "records",
+        "ledger_head",
+        "trials",
+    )
 )
 _WIRE = dict.fromkeys(("parameters", "bytes_up_per_parameter", "bytes_per_update", "header_bytes", "cohort_keys"))
 _SIMULATORS = ("local", "ray")
@@ -103,7 +114,7 @@ def _filled(report: Mapping[str, Any]) -> dict[str, Any]:
         **report,
     }
     filled["config"] = {**{table: {} for table in _TABLES}, **report.get("config", {})}
-    filled["baselines"] = {"non_private": {}, "alone": {}, **report.get("baselines", {})}
+    filled["baselines"] = {"non_private": {}, "central": {}, "alone": {}, **report.get("baselines", {})}
     filled["rounds"] = [{**_ROUND, **entry} for entry in report.get("rounds", [])]
     filled["sites"] = [{**_SITE, **site} for site in report.get("sites", [])]
     filled["wire"] = {**_WIRE, "scheme": None, **report.get("wire", {})}
@@ -155,12 +166,13 @@ def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
 
 
 def _compared(final: Mapping[str, Any], baselines: Mapping[str, Any], metric: str) -> list[tuple[str, Any, Any]]:
-    """No privacy, this run, and every site alone; of many sites the best, the middle one and the worst."""
+    """No privacy, a trusted centre, this run, each site alone; of many sites the best, the middle one and the worst."""
     alone = [(site, f[metric]) for site, f in baselines["alone"].items() if complete(f.get(metric))]
     alone.sort(key=lambda row: row[1]["value"], reverse=metric != "loss")
     if len(alone) > plots.FEW:
         alone = [alone[0], alone[len(alone) // 2], alone[-1]]
     rows = [("together, no privacy", baselines["non_private"].get(metric), "non_private")]
+    rows += [("one trusted centre", baselines["central"].get(metric), "central")]
     rows += [("together, this run", final.get(metric), "ours")]
     rows += [(f"{site} alone", figures, "alone") for site, figures in alone]
     return [row for row in rows if complete(row[1])]

@@ -51,7 +51,8 @@ def at_a_glance(report: Mapping[str, Any], facts: Disclosure) -> list[tuple[str,
         low, high = final[metric]["low"], final[metric]["high"]
         figures.append((metric_name(metric), f"{final[metric]['value']:.3f}", f"between {low:.3f} and {high:.3f}"))
     if facts.bounded:
-        figures.append((f"One {facts.unit} loses", f"ε ≤ {round_up(facts.epsilon)}", f"with δ = {facts.delta:g}"))
+        remark = f"with δ = {facts.delta:g}{'' if facts.counts_trials else ', trials not counted'}"
+        figures.append((f"One {facts.unit} loses", f"ε ≤ {round_up(facts.epsilon)}", remark))
     else:
         figures.append((f"One {facts.unit} loses", "no limit", "no differential privacy holds"))
     if wire["bytes_per_update"] is not None:
@@ -123,6 +124,9 @@ def _useful(report: Mapping[str, Any], facts: Disclosure) -> str:
     if alone:
         limit = " under the same limit" if facts.private else ""
         told += f" A site that trains alone{limit} reaches {alone[0]:.3f} to {alone[-1]:.3f}."
+    if complete(baselines["central"].get(metric)):
+        centre = f" One trusted centre with all records{' under the same limit' if facts.private else ''}: "
+        told += f"{centre}{baselines['central'][metric]['value']:.3f}."
     if complete(baselines["non_private"].get(metric)):
         told += f" All together without privacy: {baselines['non_private'][metric]['value']:.3f}."
     return told

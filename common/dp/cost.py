@@ -38,7 +38,7 @@ def round_events(plan: Plan, round_number: int, cohort: int, summed: int) -> dic
     """What that round releases, by purpose in the ledger."""
     events: dict[str, tuple[DpEvent, ...]] = {}
     if plan.trains(round_number):
-        events["train"] = training_events(plan, cohort, summed)
+        events[plan.training_purpose] = training_events(plan, cohort, summed)
     if plan.measures(round_number):
         events["metrics"] = metric_events(plan, cohort, summed)
     return {purpose: cost for purpose, cost in events.items() if cost}

@@ -5,6 +5,7 @@ Where a cost depends on what happens later (noise in shares: on who is summed), 
 worst that may happen, and `settle` replaces it, once, by what did.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -116,6 +117,11 @@ class Ledger:
         return tuple(event for charge in self._charges.values() for event in charge.events)
 
     @property
+    def trials(self) -> int:
+        """Runs that were attempts at better settings: they count like all others."""
+        return len({charge.run for charge in self._charges.values() if charge.purpose == "tuning"})
+
+    @property
     def epsilon(self) -> float:
         """What has been lost at the budget's delta."""
         return accounting.epsilon(self.events, self.budget.delta)
@@ -202,12 +208,18 @@ class Ledger:
             self._log.append({"kind": "sealed", "run": run, "round": round_number, "sha256": sha256})
             self._update()
 
+    def export(self) -> dict[str, object]:
+        """What `veilfed site ledger export --json` prints: every line of the file, of which the hashes are a chain."""
+        lines = [json.loads(line) for line in self._log.lines()]
+        return {"site": self.site, "data_set": self.data_set, "head": self.head.hex(), "entries": lines}
+
     def to_report(self) -> dict[str, object]:
         """What `veilfed site ledger show --json` prints."""
         return {
             "site": self.site,
             "data_set": self.data_set,
             "entries": len(self._charges),
+            "trials": self.trials,
             "epsilon": self.epsilon,
             "delta": self.budget.delta,
             "remaining_epsilon": self.remaining_epsilon,

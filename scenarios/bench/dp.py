@@ -29,6 +29,7 @@ from client.releases import noised_sum
 from client.sampling import poisson_batch
 from common.federation import TrainingSettings, require
 from common.randomness import Randomness
+from scenarios.bench import epsilon
 from scenarios.bench.dp_models import WORKS, Work
 
 Step = Callable[[], object]
@@ -42,7 +43,7 @@ def run(device: str = "cpu", models: Sequence[str] | None = None, seconds_per_mo
 
     models: all that fit the device, unless named; the largest need a GPU.
     `parts` times the noise for a million parameters beside torch.normal, and the draw of a Poisson batch of about
-    256 of 60,000 records beside Opacus' loader.
+    256 of 60,000 records beside Opacus' loader, and a run's epsilon beside dp-accounting's.
     """
     on_gpu = torch.device(device).type == "cuda"
     chosen = [name for name, work in WORKS.items() if on_gpu or not work.gpu_only] if models is None else list(models)
@@ -56,7 +57,7 @@ def run(device: str = "cpu", models: Sequence[str] | None = None, seconds_per_mo
             found, failed = _measure(WORKS[name], torch.device(device), seconds_per_model, peaks[name])
             rows += found
             skipped += failed
-        parts = _parts()
+        parts = [*_parts(), *epsilon.parts()]
     ratios: dict[str, dict[str, float]] = {}
     for row in rows:
         plain = next(r["step_ms"] for r in rows if (r["model"], r["mode"]) == (row["model"], "sgd"))

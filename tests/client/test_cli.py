@@ -1,12 +1,16 @@
 """Proves: a site's administrator sees what was spent, hears the truth of it, and what a plan would cost beforehand."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import tomli_w
 
+from client.site import Site, verify_entry
 from common.config import to_table
+from common.dp.ledger import Ledger
+from common.errors import TrustError
 from scenarios.cli import main
 from scenarios.simulate import simulate
 from scenarios.simulation import Workplace
@@ -47,6 +51,23 @@ def test_remaining_is_the_budget_less_what_was_spent(played, capsys):
     assert left["remaining_epsilon"] == pytest.approx(left["budget_epsilon"] - shown["epsilon"])
 
 
+def test_an_export_is_the_ledger_itself_and_can_be_checked_elsewhere(played, ledger, tmp_path, capsys):
+    """By whoever has the site's public key and nothing else of the site; one entry less and it says so."""
+    code, exported = told(capsys, "site", "ledger", "export", played.sites[0])
+    _, shown = told(capsys, "site", "ledger", "show", played.sites[0])
+    assert (code, exported["head"]) == (0, shown["head"])
+    assert [entry["record"]["kind"] for entry in exported["entries"]][:2] == ["ledger", "charge"]
+    assert main(["site", "ledger", "export", str(played.sites[0])]) == 0
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text(capsys.readouterr().out)
+    assert copy.read_bytes() == ledger.read_bytes()
+    public = Site.open(played.sites[0]).identity.public
+    assert Ledger.read(copy, verify=partial(verify_entry, public)).epsilon == shown["epsilon"]
+    copy.write_text("".join(copy.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(TrustError, match="line 1"):
+        Ledger.read(copy, verify=partial(verify_entry, public))
+
+
 def test_a_whole_ledger_is_verified(played, capsys):
     code, verdict = told(capsys, "site", "ledger", "verify", played.sites[0])
     assert (code, verdict["verified"], verdict["signer"]) == (0, True, "adler")
@@ -69,7 +90,8 @@ def test_a_ledger_that_was_touched_is_no_error_but_a_verdict(played, ledger, cap
         assert (code, verdict["verified"]) == (4, False)
         assert word in verdict["reason"]
         assert set(verdict) == {"verified", "reason", "where"}
-        assert main(["site", "ledger", "show", str(played.sites[0])]) == 4
+        for action in ("show", "export"):
+            assert main(["site", "ledger", action, str(played.sites[0])]) == 4
     finally:
         ledger.write_bytes(before)
 

@@ -5,7 +5,7 @@ import torch
 
 from client.clipping import clipped_sum_for
 from common.errors import ConfigError
-from scenarios.bench import dp
+from scenarios.bench import dp, epsilon
 from scenarios.bench.dp_models import WORKS
 from scenarios.cli import main
 
@@ -33,6 +33,7 @@ def test_models_have_the_size_their_name_says(name: str, trainable: int, frozen:
 
 def test_the_largest_models_are_measured_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dp, "_parts", list)
+    monkeypatch.setattr(epsilon, "parts", list)
     monkeypatch.setattr(dp, "_peaks", lambda *_: {})
     monkeypatch.setattr(dp, "_measure", lambda work, *_: ([{"model": work.name, "mode": "sgd", "step_ms": 1.0}], []))
     monkeypatch.setattr(torch.cuda, "get_device_name", str)
@@ -52,6 +53,7 @@ def test_a_mode_that_fails_is_named_with_its_reason(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(dp, "_MODES", {"sgd": dp._plain, "veilfed": dp._veilfed, "broken": broken})
     monkeypatch.setattr(dp, "_parts", list)
+    monkeypatch.setattr(epsilon, "parts", list)
     found = dp.run(models=["mlp-105k"], seconds_per_model=0.1)
     assert [row["mode"] for row in found["rows"]] == ["sgd", "veilfed"]
     assert found["skipped"] == ["mlp-105k broken: ArithmeticError: no rule for this layer"]
@@ -63,9 +65,19 @@ def test_noise_and_batch_are_measured_beside_their_references_and_shown(
     monkeypatch.setattr(dp, "WORKS", {})
     assert main(["bench", "dp"]) == 0
     shown = capsys.readouterr().out
-    for part in ("noise for 1,000,000, torch.normal", "Poisson batch of 256, DPDataLoader"):
+    for part in (
+        "noise for 1,000,000, torch.normal",
+        "Poisson batch of 256, DPDataLoader",
+        "10,000 steps in 200 rounds",
+    ):
         assert part in shown
     assert "ratio" in shown
+
+
+def test_the_accountant_is_measured_on_the_same_run_as_the_reference_and_lies_just_above() -> None:
+    once, again = epsilon.parts()
+    assert 0 <= once["excess"] <= 0.02
+    assert 0 < again["veilfed_ms"] < once["reference_ms"]
 
 
 def test_an_unknown_model_is_refused() -> None:
@@ -86,6 +98,6 @@ def test_a_private_step_is_near_a_plain_one_and_far_from_opacus() -> None:
     assert found["ratios"]["mlp-105k"]["veilfed"] < 6
     assert rows["veilfed"]["step_ms"] < rows["opacus-hooks"]["step_ms"] / 4
     assert rows["veilfed"]["peak_mb"] < rows["opacus-hooks"]["peak_mb"] / 5
-    noise, batch = found["parts"]
+    noise, batch, *_ = found["parts"]
     assert noise["veilfed_ms"] < 3 * noise["reference_ms"]
     assert batch["veilfed_ms"] < batch["reference_ms"]

@@ -56,9 +56,13 @@ class Network:
 
 
 def test_the_report_keeps_the_contract_and_the_ledgers_agree(tmp_path):
-    place = workplace(tmp_path / "run")
+    place = workplace(tmp_path / "run", "simulation.baselines=true")
     report = simulate(place)
     assert report["outcome"] == "done"
+    baselines = report["baselines"]
+    assert set(baselines["alone"]) == {site.name for site in place.sites}
+    for metrics in (baselines["non_private"], baselines["central"], *baselines["alone"].values()):
+        assert {"value", "low", "high"} == set(metrics["auc"])
     assert Path(report["report"]).read_text().startswith("<!doctype html>")
     assert json.loads((tmp_path / "run" / "report.json").read_text())["run"] == report["run"]
     assert [record["round"] for record in report["rounds"]] == [1, 2]
@@ -74,6 +78,19 @@ def test_the_report_keeps_the_contract_and_the_ledgers_agree(tmp_path):
         assert row["bytes_down"] > 0
     assert any("test-only switch" in reason for reason in report["insecure"])
     assert "va-long-beach" in report["final_by_site"]
+
+
+def test_trials_of_settings_stay_in_the_ledgers_and_the_run_that_follows_says_so(tmp_path):
+    budget = ["simulation.site_epsilon=9", "federation.tuning=trial"]
+    for rate in (0.2, 0.8):
+        trial = simulate(workplace(tmp_path, *budget, f"training.learning_rate={rate}"))
+    chosen = simulate(workplace(tmp_path, *budget, "federation.tuning=counted"))
+    assert [site["trials"] for site in chosen["sites"]] == [2, 2, 2, 2]
+    purposes = {charge.purpose for charge in Site.open(tmp_path / "sites" / "hungary").ledger.entries}
+    assert purposes == {"tuning", "train"}
+    assert chosen["sites"][0]["epsilon"] > trial["sites"][0]["epsilon"] > 0
+    page = (tmp_path / "report.html").read_text()
+    assert "The ledgers hold 2 trials" in page
 
 
 @pytest.mark.parametrize(

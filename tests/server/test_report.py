@@ -57,7 +57,11 @@ def a_report(**changes: Any) -> dict[str, Any]:
         ],
         "final": metrics,
         "final_by_site": {site: {"auc": figures(0.8)} for site in SITES},
-        "baselines": {"non_private": metrics, "alone": {site: {"auc": figures(0.7)} for site in SITES}},
+        "baselines": {
+            "non_private": metrics,
+            "central": metrics,
+            "alone": {site: {"auc": figures(0.7)} for site in SITES},
+        },
         "sites": [
             {
                 "site": site,
@@ -161,6 +165,7 @@ def test_the_page_says_what_a_privacy_officer_asks(page_of):
         "it finds at most 20 in 100 that were",
         "AUC 0.850 (0.820 to 0.880) on held-out records.",
         "A site that trains alone under the same limit reaches 0.700 to 0.700.",
+        "One trusted centre with all records under the same limit: 0.850.",
         "No test-only switch was on.",
         "WireError",
         "23 November 2025, 20:21 UTC",
@@ -375,6 +380,28 @@ def test_a_test_only_switch_voids_the_limit_in_red(page_of, reason):
     assert "There is no limit that holds." in page.text
     assert "at most ε" not in page.text
     assert "No limit holds. See the red box." in page.row("A reader")
+
+
+@pytest.mark.parametrize(
+    ("tuning", "trials", "told", "red"),
+    [
+        ("unstated", 0, "The plan does not say.", None),
+        ("none", 0, "no site's records had a part in it", None),
+        ("trial", 1, "counts for every later run", None),
+        ("counted", 3, "The ledgers hold 3 trials", None),
+        ("counted", 0, "what those cost is not counted here", "none holds any"),
+        ("not counted", 2, "what those cost is not counted here", "no ledger counts"),
+    ],
+)
+def test_tuning_that_was_not_counted_is_told_in_red_and_beside_the_limit(page_of, tuning, trials, told, red):
+    report = configured(federation={"tuning": tuning})
+    report["sites"][2]["trials"] = trials
+    page = page_of(report)
+    assert told in page.text
+    assert (page.alarm == []) == (red is None)
+    assert (red or "") in " ".join(page.alarm)
+    assert ("δ = 0.001, not counting the trials that chose its settings" in page.text) == (red is not None)
+    assert ("with δ = 0.001, trials not counted" in page.text) == (red is not None)
 
 
 def test_a_reason_is_told_once(page_of):

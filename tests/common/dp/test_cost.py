@@ -34,6 +34,13 @@ def test_local_noise_is_worth_the_same_whoever_is_there() -> None:
     assert round_events(plan("none", every=1), 2, 9, 9) == {}
 
 
+def test_a_trial_of_settings_is_charged_as_one() -> None:
+    trial = replace(plan("local", every=3), federation=FederationSettings(rounds=6, tuning="trial"))
+    assert round_events(trial, 1, 9, 9) == {"tuning": (PoissonGaussian(2.0, 0.3, 1),)}
+    assert set(round_events(trial, 4, 9, 9)) == {"tuning", "metrics"}
+    assert planned_events(trial, 9, range(1, 8)) == planned_events(plan("local", every=3), 9, range(1, 8))
+
+
 def test_shares_are_worth_what_the_honest_survivors_brought() -> None:
     left = NoiseShares(9, 1).left(5)
     assert round_events(plan("distributed"), 1, 9, 9)["train"] == (PoissonGaussian(2.0, 0.3, 1),)

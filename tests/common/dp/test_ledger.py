@@ -318,6 +318,16 @@ def test_the_report_is_the_contracts(path: Path) -> None:
     assert {"sampling", "adversary", "accountant", "head"} <= set(report)
 
 
+def test_trials_are_runs_that_count_like_all_others(path: Path) -> None:
+    ledger = opened(path)
+    for number in range(1, 4):
+        ledger.charge("attempt", number, ROUND, "tuning")
+        ledger.charge("another", number, ROUND, "tuning")
+        ledger.charge("run", number, ROUND)
+    assert ledger.trials == opened(path).to_report()["trials"] == 2
+    assert ledger.epsilon == epsilon(ROUND * 9, 1e-3)
+
+
 # Reserve, then settle
 
 

@@ -1,5 +1,6 @@
 """Proves: shares of noise, rounded and summed over integers, protect as one Gaussian release of their sum does."""
 
+import functools
 import itertools
 import math
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 from scipy.stats import chi2, norm
 
 from common.dp.noise_shares import LEAST_STD_STEPS, NoiseGrid, NoiseShares, excess_epsilon
@@ -73,6 +75,44 @@ def test_what_is_opened_never_loses_more_than_the_gaussian_mechanism(sites: int,
         )
         for one, other in ((without, with_one), (with_one, without)):
             assert np.maximum(one - math.exp(epsilon) * other, 0).sum() <= exact + 1e-6
+
+
+def test_sixteen_bits_cost_less_than_a_thousandth_of_epsilon() -> None:
+    """Twenty sums of ten sites' integers, at the least noise that is let through, beside continuous noise.
+
+    Their chances exactly, composed by dp-accounting; the continuous mechanism by its closed form. Noise too small for
+    the integers, which is refused, shows in the same sums.
+    """
+    grid = NoiseGrid(16, 1.0, 1.0001 * LEAST_STD_STEPS / (32767 - 9 * LEAST_STD_STEPS))
+    assert grid.std / grid.step == pytest.approx(LEAST_STD_STEPS, rel=0.001)
+    continuous = epsilon_of_gaussians(20 / 4.0**2, 1e-5)
+    assert epsilon_of_sums(grid.std / grid.step, 4.0, 20, 1e-5) <= 1.001 * continuous
+    assert epsilon_of_sums(0.1, 4.0, 20, 1e-5) > 2 * continuous
+
+
+def epsilon_of_sums(std_steps: float, noise_multiplier: float, times: int, delta: float) -> float:
+    """Of ten sites' rounded shares, by their chances, where one site's value moves by its reach; the worst place."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    moved = std_steps * math.sqrt(10) / noise_multiplier
+    others = functools.reduce(np.convolve, [rounded(0.0, std_steps)] * 9)
+    found = []
+    for place in (0.0, 0.25, 0.5 - moved / 2, 0.5):
+        without, with_one = (np.convolve(others, rounded(at, std_steps)) for at in (place, place + moved))
+        seen = np.flatnonzero((without > 1e-40) & (with_one > 1e-40))
+        chances = [dict(zip(seen.tolist(), np.log(each[seen]), strict=True)) for each in (without, with_one)]
+        loss = pld.from_two_probability_mass_functions(*chances, symmetric=False)
+        found.append(float(loss.self_compose(times).get_epsilon_for_delta(delta)))
+    return max(found)
+
+
+def epsilon_of_gaussians(squares: float, delta: float) -> float:
+    """Of Gaussian releases whose squared 1 / noise multiplier add up to that (Balle and Wang 2018, Theorem 8)."""
+    mu = math.sqrt(squares)
+    exact = brentq(
+        lambda at: norm.cdf(mu / 2 - at / mu) - math.exp(at) * norm.cdf(-mu / 2 - at / mu) - delta, 1e-6, 100.0
+    )
+    return float(exact)
 
 
 def test_the_excess_is_nothing_at_the_least_noise_allowed_and_much_below_it() -> None:
