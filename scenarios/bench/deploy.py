@@ -76,7 +76,8 @@ def _stock(place: Path, rounds: int) -> dict[str, float]:
         f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "127.0.0.1:{port}"\n'
         f'root-certificates = "{place / "root.crt"}"\n'
     )
-    environment = os.environ | OFFLINE | {"FLWR_HOME": str(home)}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # Flower starts programs of its own by their names
+    environment = os.environ | OFFLINE | {"FLWR_HOME": str(home), "PATH": path}
     tls = ("--ssl-ca-certfile", "root.crt", "--ssl-certfile", "server.crt", "--ssl-keyfile", "server.key")
     link = ("flower-superlink", *OFFLINE_FLAGS, "--host", "127.0.0.1", "--port", str(port), *tls)
     with _running(place, environment, [(*link, "--enable-supernode-auth")]):

@@ -5,6 +5,7 @@ import time
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+
 from stock.model import network, tell
 
 app = ClientApp()

@@ -5,6 +5,7 @@ import time
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
+
 from stock.model import network, tell
 
 app = ServerApp()
