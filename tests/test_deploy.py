@@ -341,7 +341,7 @@ def test_every_command_is_a_module_of_ours_or_veilfed():
         if command[0] == "python":
             assert command[1] == "-m"
             assert command[2].split(".")[0] in ("client", "common", "server")
-            assert command[2] in NOT_YET or (ROOT / f"{command[2].replace('.', '/')}.py").exists(), command
+            assert (ROOT / f"{command[2].replace('.', '/')}.py").exists(), command
         else:
             assert command[0] == "veilfed"
             understood(command[1:])
@@ -419,11 +419,8 @@ def test_every_mount_has_its_volume_and_only_the_worker_has_records():
 
 
 def test_the_examples_are_what_our_strict_readers_take():
-    from client.site import SiteSettings
-
-    if "policy" in SiteSettings.__dataclass_fields__:
-        pytest.skip("this version reads the policy from site.toml")
     from client.policy import SitePolicy
+    from client.site import SiteSettings
     from server.home import ConsortiumSettings
 
     site = fill(SiteSettings, load_table(DEPLOY[0] / "site.toml"))
@@ -483,8 +480,7 @@ def understood(arguments: list[str]) -> None:
     """Raises ConfigError unless `veilfed` takes these."""
     from scenarios.cli import _parser
 
-    if " ".join(arguments[:2]) not in NOT_YET:
-        _parser().parse_args(arguments)
+    _parser().parse_args(arguments)
 
 
 def test_the_runbook_explains_every_reason_for_a_refusal():
@@ -503,21 +499,3 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert "://" in link or (page.parent / link).exists(), (page, link)
-
-
-NOT_YET = {
-    *("client.worker", "client.node"),
-    *("site init", "site join", "site check", "site approve", "site deny", "site renew", "audit verify"),
-    *("server init", "server admit", "server start"),
-}  # what other changes of the same release bring: each goes from here when it is there
-
-
-def test_what_was_to_come_is_still_to_come():
-    from common.errors import ConfigError
-    from scenarios.cli import _parser
-
-    for what in NOT_YET:
-        assert not (ROOT / f"{what.replace('.', '/')}.py").exists(), f"take {what} from NOT_YET"
-        if " " in what:
-            with pytest.raises(ConfigError, match="invalid choice"):
-                _parser().parse_args(what.split())
