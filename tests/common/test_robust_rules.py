@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.stats import trim_mean
@@ -49,6 +49,7 @@ def test_the_geometric_median_is_where_the_sum_of_distances_is_least() -> None:
     np.testing.assert_allclose(found, theirs, atol=1e-4)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(5, 14))
 def test_krum_chooses_by_brute_force(seed: int, n: int) -> None:
     """Heavy tails, so that how many neighbours count makes a difference."""
@@ -86,6 +87,7 @@ def test_no_vector_is_longer_than_the_median_under_a_norm_bound() -> None:
 
 
 @EVERY
+@settings(deadline=None)
 @given(st.integers(3, 15), st.integers(0, 1000))
 def test_vectors_that_agree_are_the_answer(rule: str, n: int, seed: int) -> None:
     vector = np.random.default_rng(seed).normal(size=4)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
@@ -36,6 +36,7 @@ def test_every_group_has_the_counts_of_its_own_records(bins: int) -> None:
                 np.testing.assert_array_equal(table.counts[label], expected)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 20), st.integers(0, 10_000))
 def test_one_record_more_moves_one_number_by_one(n: int, seed: int) -> None:
     rows, labels, groups = drawn(n + 1, seed)

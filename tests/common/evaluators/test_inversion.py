@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
@@ -18,6 +18,7 @@ from common.evaluators.inversion import (
 from common.evaluators.report import Material
 
 
+@settings(deadline=None)
 @given(st.integers(0, 1000))
 def test_one_record_is_every_row_over_its_bias(seed: int) -> None:
     random = np.random.default_rng(seed)

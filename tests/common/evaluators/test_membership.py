@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_curve
@@ -24,6 +24,7 @@ def test_confidences_by_hand() -> None:
     assert np.isfinite(found).all()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(100, 400))
 def test_true_positives_are_those_of_sklearns_curve(seed: int, n: int) -> None:
     random = np.random.default_rng(seed)
@@ -35,6 +36,7 @@ def test_true_positives_are_those_of_sklearns_curve(seed: int, n: int) -> None:
     assert found.low <= found.value <= found.high
 
 
+@settings(deadline=None)
 @given(st.integers(0, 50), st.integers(1, 50))
 def test_clopper_pearson_is_scipys(right: int, n: int) -> None:
     right = min(right, n)

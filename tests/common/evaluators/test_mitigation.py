@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import ConfigError
@@ -81,6 +81,7 @@ def test_thresholds_name_as_many_right_as_any_that_keep_the_slack(slack: float) 
     assert gap(rows[:, 1] > 0.5, group) > 0.15
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200))
 def test_noise_costs_a_little_parity_and_nothing_breaks(seed: int) -> None:
     rows, labels, group = drawn(5000, seed)
