@@ -16,7 +16,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
+from flwr.common.constant import HEARTBEAT_MIN_INTERVAL
 from flwr.common.serde import fab_from_proto, message_to_proto, run_from_proto
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
@@ -47,6 +47,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.errors import ConfigError, FederationError
+from common.files import write_atomically
 from common.log import say
 from common.tls_keys import TlsKey
 
@@ -149,8 +150,12 @@ class Fleet:
 
 
 @contextmanager
-def connected(address: str, credentials: Credentials) -> Iterator[Fleet]:
-    """Active from here on, with heartbeats, until the block ends. Raises Unreachable."""
+def connected(address: str, credentials: Credentials, number: Path) -> Iterator[Fleet]:
+    """Active from here on, with heartbeats, until the block ends. Raises Unreachable.
+
+    number: a small file for the node's number. A node that was killed counts as active until its heartbeats are missed;
+    with its number it first says itself that it is gone.
+    """
     public = credentials.key.public_key()
     client = FleetHttpClient(
         f"https://{address}",
@@ -161,11 +166,15 @@ def connected(address: str, credentials: Credentials) -> Iterator[Fleet]:
         verify=credentials.context,
     )
     with client:
+        if number.exists():
+            with suppress(httpx.HTTPError, ValueError):
+                client.DeactivateNode(DeactivateNodeRequest(node_id=int(number.read_text())))
         with _unreachable():
             activated = client.ActivateNode(
-                ActivateNodeRequest(public_key=_encoded(public), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+                ActivateNodeRequest(public_key=_encoded(public), heartbeat_interval=HEARTBEAT_MIN_INTERVAL)
             )
         node = Node(node_id=activated.node_id)
+        write_atomically(number, str(node.node_id).encode())
         beats = HeartbeatSender(lambda: _beat(client, node))
         beats.start()
         try:
@@ -184,7 +193,7 @@ def _encoded(key: object) -> bytes:
 
 def _beat(client: FleetHttpClient, node: Node) -> bool:
     """False is tried again; what is wrong with the connection the next call says."""
-    request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+    request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_MIN_INTERVAL)
     try:
         return bool(client.SendNodeHeartbeat(request).success)
     except (httpx.HTTPError, ValueError):

@@ -76,9 +76,11 @@ class Carrier:
     def run(self) -> None:
         """For ever: connect, carry, and connect again."""
         pause = 1.0
+        (self._directory / "run").mkdir(mode=0o700, exist_ok=True)
         while True:
             try:
-                with connected(str(Connection.read(self._directory).server), Credentials.of(self._directory)) as fleet:
+                server, number = Connection.read(self._directory).server, self._directory / "run" / "node.number"
+                with connected(str(server), Credentials.of(self._directory), number) as fleet:
                     say(log, "connected")
                     pause, self.connected = 1.0, True
                     self._carry(fleet)
