@@ -28,9 +28,11 @@ from common.keystore import is_open, load_secret, read_passphrase, save_secret
 from common.roster import COORDINATOR, Roster, install, require_name
 from common.signing import Identity
 from common.tls_keys import TlsKey
-from common.wire import from_json, to_json
+from common.wire import digest, from_json, to_json
 
+NEWEST_KIT = "run/kit.json"  # below the site's directory, in the place that worker and node share
 _PUBLIC = 0o644
+_followed: dict[Path, bytes] = {}  # digest of the last kit that was looked at
 _SITE = """{passphrase}name = "{name}"
 
 [data]
@@ -125,6 +127,29 @@ def join(directory: Path, data: bytes, told: str | None, confirm: Callable[[Root
         write_atomically(directory / "connection.json", to_json(said), _PUBLIC)
         install(directory, kit.signed_roster, kit.roots)
     return kit
+
+
+def follow(directory: Path, now: datetime) -> Kit | None:
+    """Install the kit that the node has brought, when it says anything new: the roots that are pinned vouch for it.
+
+    So a new site, a revocation or a renewed certificate arrives without anybody carrying files. Returns what was
+    installed. Raises TrustError or WireError for a kit that is not to be trusted; nothing is changed then.
+    """
+    path = directory / NEWEST_KIT
+    if not path.exists():
+        return None
+    data = path.read_bytes()
+    brought = digest(data)
+    if brought == _followed.get(directory):
+        return None
+    _followed[directory] = brought
+    held = Roster.read(directory / "roster.json"), certificate_of(directory).pem
+    kit = join(directory, data, None, _nobody_to_ask, now)
+    return kit if (kit.roster, kit.certificate.pem) != held else None
+
+
+def _nobody_to_ask(root: Root) -> None:
+    raise TrustError("this site pins no root", "join with the coordinator's kit: see veilfed site join --help")
 
 
 def needs_renewal(directory: Path, now: datetime) -> bool:

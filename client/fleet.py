@@ -52,6 +52,7 @@ from common.log import say
 from common.tls_keys import TlsKey
 
 BELL = "/v1/bell"  # a counter that the gateway shows: see `server/gateway/`
+KIT = "/v1/kit"
 _GONE = (400, 404, 409, 410)
 _OBJECT_PAUSE = 0.05  # seconds before a part that is still on its way is asked for again
 
@@ -103,6 +104,12 @@ class Fleet:
             answer.raise_for_status()
         heard, self._heard = self._heard, answer.content
         return heard != self._heard
+
+    def kit(self) -> bytes:
+        """This site's newest kit, as the coordinator shows it; nothing where it shows none. Verify it."""
+        with _unreachable():
+            answer = self._client._client.get(f"{self._client._base_url}{KIT}")
+        return answer.content if answer.status_code == httpx.codes.OK else b""
 
     def receive(self) -> Message | None:
         """The next message with all it carries; None when there is none."""

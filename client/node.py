@@ -20,16 +20,18 @@ from flwr.common.constant import ErrorCode
 
 from client import local_socket
 from client.courier import order_of, reply_to
-from client.enroll import Connection
+from client.enroll import NEWEST_KIT, Connection
 from client.exposed import expose_site
 from client.fleet import Credentials, Fleet, Unreachable, connected
 from common.errors import FederationError, ProtocolError
+from common.files import write_atomically
 from common.log import configure, say, say_error
 from common.monitoring import address_in
 
 SOONEST, LATEST = 0.04, 0.5  # seconds between two looks at the bell: soon after a message, and when all is quiet
 _SLOWER = 1.25
 _ANYWAY = 5.0  # seconds after which is asked for messages though no bell rang
+_KIT_SECONDS = 60.0  # between two looks for a newer kit
 _LONGEST_PAUSE = 30.0  # seconds before the coordinator, or the worker, is tried again
 
 log = logging.getLogger("veilfed.node")
@@ -94,8 +96,11 @@ class Carrier:
 
     def _carry(self, fleet: Fleet) -> None:
         """Until the connection has to be made with other credentials. Raises Unreachable when it is lost."""
-        stamp, wait, asked = _stamp(self._directory), SOONEST, 0.0
+        stamp, wait, asked, looked = _stamp(self._directory), SOONEST, 0.0, 0.0
         while _stamp(self._directory) == stamp:
+            if time.monotonic() - looked > _KIT_SECONDS:
+                looked = time.monotonic()
+                self._hand_over(fleet.kit())
             if self._unsent is not None:
                 fleet.reply(*self._unsent)
                 self._unsent = None
@@ -107,6 +112,12 @@ class Carrier:
                     self._unsent = None
             time.sleep(wait)
             wait = min(wait * _SLOWER, LATEST)
+
+    def _hand_over(self, kit: bytes) -> None:
+        """Put a kit where the worker finds it, which verifies and installs it."""
+        path = self._directory / NEWEST_KIT
+        if kit and (not path.exists() or path.read_bytes() != kit):
+            write_atomically(path, kit)
 
     def _answered(self, fleet: Fleet, message: Message) -> tuple[Message, float]:
         started = time.monotonic()

@@ -15,14 +15,17 @@ import sys
 import threading
 from collections.abc import Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from client import agent, local_socket, observed
+from client.enroll import follow
 from client.policy import require_bundle_key
 from client.site import Site, open_site, settings_stamp
 from common import bundle
-from common.audit import BundleAccepted
+from common.audit import BundleAccepted, RosterFollowed, Started
+from common.certificates import now_utc
 from common.errors import FederationError, ProtocolError
 from common.log import configure, say, say_error
 from common.wire import Envelope, digest, plan_hash
@@ -52,11 +55,23 @@ def _converse(directory: Path, connection: socket.socket) -> None:
 def respond(directory: Path, head: Mapping[str, Any], order: bytes) -> agent.Answer:
     """The site's answer to one order of the node. head: {action, and of a join the run's signed `bundle`}."""
 
+    _follow(directory)
+
     def act(site: Site, action: str, order: bytes) -> agent.Answer:
         approved = partial(_require_bundle, site, head) if action == "join" else lambda order: None
         return agent.answer(site, action, order, approved)
 
     return observed.answer(open_site(directory, settings_stamp(directory)), str(head.get("action")), order, act)
+
+
+def _follow(directory: Path) -> None:
+    """Whoever joined or was revoked since counts from the next order on."""
+    try:
+        if (kit := follow(directory, now_utc())) is not None:
+            Site.open(directory).audit.note(RosterFollowed(kit.roster.version))
+            say(log, "kit installed", version=kit.roster.version)
+    except FederationError as error:
+        say_error(log, "kit not installed", error)
 
 
 def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> None:
@@ -84,6 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FederationError as error:
         say_error(log, "not started", error)
         return error.exit_code
+    site.audit.note(Started("worker", version("veilfed")))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     say(log, "ready", site=site.name, records=records)
     with contextlib.suppress(KeyboardInterrupt), server:

@@ -91,6 +91,13 @@ class Released:
 
 
 @dataclass(frozen=True)
+class RosterFollowed:
+    """A newer kit of the coordinator was verified and installed. version: of the roster in it."""
+
+    version: int
+
+
+@dataclass(frozen=True)
 class RunJoined:
     """The site agreed to a plan, or said again where it stands. plan: its hash. applied: the last round it knows.
 
@@ -245,6 +252,7 @@ Event: TypeAlias = (
     | AdminCommand
     | BundleAccepted
     | Released
+    | RosterFollowed
     | RunJoined
     | Refused
     | Awaited

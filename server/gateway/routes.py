@@ -47,6 +47,8 @@ ROUTES = (
     _fleet("confirm-message-received"),
     # Changes when there are orders: a look at it costs the SuperLink nothing.
     Route("/v1/bell", (SITE,), shows="gateway/bell"),
+    # Its own newest kit: who belongs, who no longer does, and its renewed certificate.
+    Route("/v1/kit", (SITE,), shows="kits/$client.json"),
     # People.
     _control("start-run", RESEARCHER, body_bytes=_LARGE),
     _control("stop-run", RESEARCHER),
