@@ -299,7 +299,7 @@ def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], 
             "The names and the number of sites, the times and the sizes of messages are visible to the coordinator.",
         ),
         (
-            True,
+            simulated,
             "The scores in this report",
             "They were measured on held-out records, without noise, and no ε was paid for them. Whoever reads them "
             "learns a little about those records.",
