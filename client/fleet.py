@@ -46,12 +46,14 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from common.certificates import Certificate, now_utc
 from common.errors import ConfigError, FederationError
 from common.log import say
 from common.tls_keys import TlsKey
 
 BELL = "/v1/bell"  # a counter that the gateway shows: see `server/gateway/`
 _GONE = (400, 404, 409, 410)
+_NOT_LET_IN = (400, 401, 403)  # by the gateway, which takes no certificate that is revoked or ended; by the SuperLink
 _OBJECT_PAUSE = 0.05  # seconds before a part that is still on its way is asked for again
 
 log = logging.getLogger("veilfed.node")
@@ -72,7 +74,7 @@ class Credentials:
 
     @classmethod
     def of(cls, directory: Path) -> "Credentials":
-        """From DIR/roots.pem, node.crt and node.key. Raises ConfigError naming the one that does not fit."""
+        """From DIR/roots.pem, node.crt and node.key. Raises ConfigError naming the one that does not fit, or ended."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         key = TlsKey.read(directory / "node.key").key
@@ -83,6 +85,12 @@ class Credentials:
             raise ConfigError(
                 f"{directory} is not ready to connect: {error}", "join first: veilfed site join KIT"
             ) from None
+        ends = Certificate.read((directory / "node.crt").read_bytes()).ends
+        if ends <= now_utc():
+            raise ConfigError(
+                f"this site's certificate ended on {ends:%Y-%m-%d}",
+                f"ask for another: veilfed site renew {directory}; and see whether the clock is right",
+            )
         return cls(context, key)
 
 
@@ -210,11 +218,19 @@ def _unreachable() -> Iterator[None]:
         yield
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
-        if code in (401, 403):
+        if code in _NOT_LET_IN:
             raise Unreachable(
                 f"the coordinator does not let this node in ({code})",
                 "was the site admitted, and not revoked? Is the clock right? Ask the coordinator's administrator",
             ) from None
         raise Unreachable(f"the coordinator answers {code}") from None
     except (httpx.HTTPError, OSError) as error:
-        raise Unreachable(f"the coordinator cannot be reached: {error or type(error).__name__}") from None
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise Unreachable(
+                f"the coordinator's certificate is not one that roots.pem vouches for: {error}",
+                "is this the right address? Then its root was replaced: veilfed site join with its newest kit",
+            ) from None
+        raise Unreachable(
+            f"the coordinator cannot be reached: {error or type(error).__name__}",
+            "it is tried again; is it running, and is the firewall open to it?",
+        ) from None
