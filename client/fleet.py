@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
@@ -48,6 +48,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from common.certificates import Certificate, now_utc
 from common.errors import ConfigError, FederationError
+from common.files import write_atomically
 from common.log import say
 from common.tls_keys import TlsKey
 
@@ -157,8 +158,11 @@ class Fleet:
 
 
 @contextmanager
-def connected(address: str, credentials: Credentials) -> Iterator[Fleet]:
-    """Active from here on, with heartbeats, until the block ends. Raises Unreachable."""
+def connected(address: str, credentials: Credentials, last: Path) -> Iterator[Fleet]:
+    """Active from here on, with heartbeats, until the block ends. Raises Unreachable.
+
+    last: the file that keeps the node's number, so that one that was killed need not wait until it is missed.
+    """
     public = credentials.key.public_key()
     client = FleetHttpClient(
         f"https://{address}",
@@ -170,10 +174,7 @@ def connected(address: str, credentials: Credentials) -> Iterator[Fleet]:
     )
     with client:
         with _unreachable():
-            activated = client.ActivateNode(
-                ActivateNodeRequest(public_key=_encoded(public), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
-            )
-        node = Node(node_id=activated.node_id)
+            node = Node(node_id=_activated(client, public, last))
         beats = HeartbeatSender(lambda: _beat(client, node))
         beats.start()
         try:
@@ -182,6 +183,20 @@ def connected(address: str, credentials: Credentials) -> Iterator[Fleet]:
             beats.stop()
             with suppress(httpx.HTTPError):
                 client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+
+
+def _activated(client: FleetHttpClient, public: EllipticCurvePublicKey, last: Path) -> int:
+    """The number that the coordinator gives this node. An earlier process that was killed is still active to it."""
+    request = ActivateNodeRequest(public_key=_encoded(public), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
+    try:
+        number = int(client.ActivateNode(request).node_id)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.PRECONDITION_FAILED or not last.exists():
+            raise
+        client.DeactivateNode(DeactivateNodeRequest(node_id=int(last.read_bytes())))
+        number = int(client.ActivateNode(request).node_id)
+    write_atomically(last, str(number).encode())
+    return number
 
 
 def _encoded(key: object) -> bytes:

@@ -30,6 +30,7 @@ from common.monitoring import address_in
 SOONEST, LATEST = 0.04, 0.5  # seconds between two looks at the bell: soon after a message, and when all is quiet
 _SLOWER = 1.25
 _ANYWAY = 5.0  # seconds after which is asked for messages though no bell rang
+_LAST = Path("run") / "node.number"  # in the site's directory
 _LONGEST_PAUSE = 30.0  # seconds before the coordinator, or the worker, is tried again
 
 log = logging.getLogger("veilfed.node")
@@ -78,7 +79,8 @@ class Carrier:
         pause = 1.0
         while True:
             try:
-                with connected(str(Connection.read(self._directory).server), Credentials.of(self._directory)) as fleet:
+                server, last = str(Connection.read(self._directory).server), self._directory / _LAST
+                with connected(server, Credentials.of(self._directory), last) as fleet:
                     say(log, "connected")
                     pause, self.connected = 1.0, True
                     self._carry(fleet)
