@@ -274,7 +274,7 @@ def oversized(data: bytes) -> bytes:
     return data + bytes(100_000_000)
 
 
-@pytest.mark.parametrize(("change", "reason"), [(corrupted, "TrustError"), (oversized, "Oversized")])
+@pytest.mark.parametrize(("change", "reason"), [(corrupted, "TrustError"), (oversized, "ProtocolError")])
 def test_an_update_that_was_changed_on_its_way_leaves_its_site_out_and_the_others_go_on(deployment, change, reason):
     site = deployment.site("switzerland")
     deployment.stop(site)
