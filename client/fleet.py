@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_MIN_INTERVAL
@@ -46,6 +46,7 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from common.certificates import Certificate, now_utc
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
 from common.log import say
@@ -54,6 +55,7 @@ from common.tls_keys import TlsKey
 BELL = "/v1/bell"  # a counter that the gateway shows: see `server/gateway/`
 KIT = "/v1/kit"
 _GONE = (400, 404, 409, 410)
+_NOT_LET_IN = (400, 401, 403)  # by the gateway, which takes no certificate that is revoked or ended; by the SuperLink
 _OBJECT_PAUSE = 0.05  # seconds before a part that is still on its way is asked for again
 
 log = logging.getLogger("veilfed.node")
@@ -74,7 +76,7 @@ class Credentials:
 
     @classmethod
     def of(cls, directory: Path) -> "Credentials":
-        """From DIR/roots.pem, node.crt and node.key. Raises ConfigError naming the one that does not fit."""
+        """From DIR/roots.pem, node.crt and node.key. Raises ConfigError naming the one that does not fit, or ended."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         key = TlsKey.read(directory / "node.key").key
@@ -85,6 +87,12 @@ class Credentials:
             raise ConfigError(
                 f"{directory} is not ready to connect: {error}", "join first: veilfed site join KIT"
             ) from None
+        ends = Certificate.read((directory / "node.crt").read_bytes()).ends
+        if ends <= now_utc():
+            raise ConfigError(
+                f"this site's certificate ended on {ends:%Y-%m-%d}",
+                f"ask for another: veilfed site renew {directory}; and see whether the clock is right",
+            )
         return cls(context, key)
 
 
@@ -157,11 +165,10 @@ class Fleet:
 
 
 @contextmanager
-def connected(address: str, credentials: Credentials, number: Path) -> Iterator[Fleet]:
+def connected(address: str, credentials: Credentials, last: Path) -> Iterator[Fleet]:
     """Active from here on, with heartbeats, until the block ends. Raises Unreachable.
 
-    number: a small file for the node's number. A node that was killed counts as active until its heartbeats are missed;
-    with its number it first says itself that it is gone.
+    last: the file that keeps the node's number, so that one that was killed need not wait until it is missed.
     """
     public = credentials.key.public_key()
     client = FleetHttpClient(
@@ -173,15 +180,8 @@ def connected(address: str, credentials: Credentials, number: Path) -> Iterator[
         verify=credentials.context,
     )
     with client:
-        if number.exists():
-            with suppress(httpx.HTTPError, ValueError):
-                client.DeactivateNode(DeactivateNodeRequest(node_id=int(number.read_text())))
         with _unreachable():
-            activated = client.ActivateNode(
-                ActivateNodeRequest(public_key=_encoded(public), heartbeat_interval=HEARTBEAT_MIN_INTERVAL)
-            )
-        node = Node(node_id=activated.node_id)
-        write_atomically(number, str(node.node_id).encode())
+            node = Node(node_id=_activated(client, public, last))
         beats = HeartbeatSender(lambda: _beat(client, node))
         beats.start()
         try:
@@ -190,6 +190,20 @@ def connected(address: str, credentials: Credentials, number: Path) -> Iterator[
             beats.stop()
             with suppress(httpx.HTTPError):
                 client.DeactivateNode(DeactivateNodeRequest(node_id=node.node_id))
+
+
+def _activated(client: FleetHttpClient, public: EllipticCurvePublicKey, last: Path) -> int:
+    """The number that the coordinator gives this node. An earlier process that was killed is still active to it."""
+    request = ActivateNodeRequest(public_key=_encoded(public), heartbeat_interval=HEARTBEAT_MIN_INTERVAL)
+    try:
+        number = int(client.ActivateNode(request).node_id)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code != httpx.codes.PRECONDITION_FAILED or not last.exists():
+            raise
+        client.DeactivateNode(DeactivateNodeRequest(node_id=int(last.read_bytes())))
+        number = int(client.ActivateNode(request).node_id)
+    write_atomically(last, str(number).encode())
+    return number
 
 
 def _encoded(key: object) -> bytes:
@@ -226,11 +240,19 @@ def _unreachable() -> Iterator[None]:
         yield
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
-        if code in (401, 403):
+        if code in _NOT_LET_IN:
             raise Unreachable(
                 f"the coordinator does not let this node in ({code})",
                 "was the site admitted, and not revoked? Is the clock right? Ask the coordinator's administrator",
             ) from None
         raise Unreachable(f"the coordinator answers {code}") from None
     except (httpx.HTTPError, OSError) as error:
-        raise Unreachable(f"the coordinator cannot be reached: {error or type(error).__name__}") from None
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise Unreachable(
+                f"the coordinator's certificate is not one that roots.pem vouches for: {error}",
+                "is this the right address? Then its root was replaced: veilfed site join with its newest kit",
+            ) from None
+        raise Unreachable(
+            f"the coordinator cannot be reached: {error or type(error).__name__}",
+            "it is tried again; is it running, and is the firewall open to it?",
+        ) from None

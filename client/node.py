@@ -32,6 +32,7 @@ SOONEST, LATEST = 0.04, 0.5  # seconds between two looks at the bell: soon after
 _SLOWER = 1.25
 _ANYWAY = 5.0  # seconds after which is asked for messages though no bell rang
 _KIT_SECONDS = 60.0  # between two looks for a newer kit
+_LAST = Path("run") / "node.number"  # in the site's directory
 _LONGEST_PAUSE = 30.0  # seconds before the coordinator, or the worker, is tried again
 
 log = logging.getLogger("veilfed.node")
@@ -81,8 +82,8 @@ class Carrier:
         (self._directory / "run").mkdir(mode=0o700, exist_ok=True)
         while True:
             try:
-                server, number = Connection.read(self._directory).server, self._directory / "run" / "node.number"
-                with connected(str(server), Credentials.of(self._directory), number) as fleet:
+                server, last = str(Connection.read(self._directory).server), self._directory / _LAST
+                with connected(server, Credentials.of(self._directory), last) as fleet:
                     say(log, "connected")
                     pause, self.connected = 1.0, True
                     self._carry(fleet)

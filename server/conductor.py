@@ -28,7 +28,7 @@ from common.errors import FederationError, ProtocolError, WireError
 from common.log import configure, say_error
 from common.roster import Roster
 from common.wire import digest, from_hex
-from server.coordinate import coordinate
+from server.coordinate import coordinate, longest_reply
 from server.loopback import Loopback
 from server.observed import Watch
 from server.outcome import report_of
@@ -38,6 +38,7 @@ from server.store import RunStore
 
 READY = "ready"
 _RUN_BYTES = 16
+_PART_BYTES, _BESIDE_PARTS = 5 << 20, 20  # of an array that Flower cuts up, and of the message that carries it
 log = logging.getLogger("veilfed.conductor")
 
 
@@ -84,6 +85,7 @@ def conduct(home: Path, task: Task) -> None:
     if plan.encryption.preset != "none":
         required = max(required, plan.encryption.threshold_of(len(roster.sites)))
     task.grid.patience, task.grid.ring = Patience(required), Loopback(home).ring
+    task.grid.most_parts = _BESIDE_PARTS + -(-longest_reply(plan, len(roster.sites)) // _PART_BYTES)
     task.say("begun", {"run": store.run.hex(), "rounds": plan.last_round, "closed": len(store.rounds())})
     watch = Watch(home, store.run.hex())
 

@@ -15,6 +15,7 @@ from common.audit import RunEnded, SitesGathered
 from common.commands import printable
 from common.config import to_table
 from common.errors import FederationError, InvalidUpdate, TrustError
+from common.federation import Plan
 from common.he.parameters import choose_scheme
 from common.layout import longest
 from common.model_state import ModelState
@@ -134,6 +135,15 @@ def _rounds(links: Links, store: RunStore, joined: Mapping[str, str], on_round: 
     keys, parameters = KeyRelay(store, links, joined), initial.model.size
     scheme = choose_scheme(store.plan.encryption.preset, len(store.roster.sites), longest(store.plan, parameters))
     return EncryptedRounds(store, links, keys, closed, on_round, scheme, parameters)
+
+
+def longest_reply(plan: Plan, sites: int) -> int:
+    """Bytes of the longest body that an honest site sends in a run of that plan: its update, or the model."""
+    parameters = parameters_of(build(plan.model)).size
+    if plan.encryption.preset == "none":
+        return 4 * parameters
+    length = longest(plan, parameters)
+    return max(4 * parameters, choose_scheme(plan.encryption.preset, sites, length).message_bytes(length))
 
 
 def _take_release(links: Links, store: RunStore, rounds: Rounds) -> None:

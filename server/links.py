@@ -52,7 +52,7 @@ def outgoing(node: int, message_type: str, content: RecordDict, round_number: in
 def incoming(message: Message, roster: Roster) -> Reply:
     """Raises ProtocolError or TrustError for anything but a well-formed, signed envelope."""
     if message.has_error():
-        raise ProtocolError(f"the site's worker failed: {message.error.reason}")
+        raise ProtocolError(f"the site gave no answer: {message.error.reason}")
     try:
         record = message.content["veilfed"]
         envelope, public = record["envelope"], message.content.get("public", record)

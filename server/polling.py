@@ -9,10 +9,11 @@ look asks for all replies, and a bell is rung for the nodes, which the gateway s
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from flwr.app import Message
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.message_pb2 import Message as ProtoMessage
@@ -48,50 +49,76 @@ class Patience:
 
 
 class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
-    """Set `patience`, and `ring` to what tells the nodes that there are orders, before the first exchange."""
+    """Set `patience`, and `ring` to what tells the nodes that there are orders, before the first exchange.
+
+    most_parts: of a reply that is fetched; a part has at most the 8 MiB that the gateway lets through.
+    """
 
     patience = Patience(1)
+    most_parts = 1000
     ring: Callable[[], None] = staticmethod(lambda: None)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
-        """Each reply as it arrives; ends when all have come or patience has. `timeout` is Flower's, and not used."""
-        asked = list(messages)
+        """Each reply as it arrives; ends when all have come or patience has. `timeout` is Flower's, and not used.
+
+        A node that is away answers with an error of the SuperLink's, at once when too few are left to go on with no
+        wait, else when it has had the time of `Patience.least` to come back.
+        """
+        orders = {_node(order): order for order in messages}
         since = self._activations()
-        waiting = self._push(asked)
+        away: dict[int, Message] = {}
+        waiting = self._push(orders.values(), away)
         started = called = time.monotonic()
         answered: dict[int, float] = {}
         wait = SOONEST
-        while len(answered) < len(asked):
+        while len(answered) < len(orders):
             quiet = True
-            for reply in self._arrived([number for number, order in waiting.items() if _node(order) not in answered]):
-                order = waiting.pop(reply.metadata.reply_to_message_id)
-                if _node(order) not in answered:
-                    answered[_node(order)] = time.monotonic() - started
+            for reply in self._arrived([number for number, node in waiting.items() if node not in answered]):
+                node = waiting.pop(reply.metadata.reply_to_message_id)
+                if _is_away(reply):
+                    away[node] = _from(reply, node)
+                elif node not in answered:
+                    answered[node] = time.monotonic() - started
                     quiet = False
-                    yield _from(reply, _node(order))
-            now = time.monotonic()
-            if now - started > self.patience.until(list(answered.values())):
+                    yield _from(reply, node)
+            now, missing = time.monotonic(), len(orders) - len(answered)
+            hopeless = self.patience.enough <= len(orders) and len(answered) < self.patience.enough
+            all_away = missing == sum(node not in answered for node in away)
+            if now - started > self.patience.until(list(answered.values())) or (
+                all_away and not (hopeless and now - started < self.patience.least)
+            ):
+                yield from (reply for node, reply in away.items() if node not in answered)
                 return
             if now - called > _ROLL_CALL:
-                orders = {_node(order): order for order in waiting.values() if _node(order) not in answered}
                 current = self._activations()
-                back = [again(orders[node]) for node in orders if current.get(node, "") != since.get(node, "")]
-                waiting |= self._push(back)
+                back = [node for node in current if node in orders and current[node] != since.get(node)]
+                waiting |= self._push([again(orders[node]) for node in back if node not in answered], away)
                 since, called = since | current, now
             if quiet:
                 time.sleep(wait)
             wait = min(wait * _SLOWER, LATEST) if quiet else SOONEST
 
-    def _push(self, messages: Sequence[Message]) -> dict[str, Message]:
-        """The SuperLink's number of each message."""
+    def _push(self, messages: Collection[Message], away: dict[int, Message]) -> dict[str, int]:
+        """The SuperLink's number of each order, and its node. Keeps in `away` who could not be given one, and why."""
         if not messages:
             return {}
         numbers = list(self.push_messages(messages))
         self.ring()
-        return {str(number): message for number, message in zip(numbers, messages, strict=True)}
+        given = {}
+        for number, order in zip(numbers, messages, strict=True):
+            if number:
+                given[str(number)] = _node(order)
+                away.pop(_node(order), None)
+            else:
+                away[_node(order)] = _unanswered(
+                    order, ErrorCode.NODE_UNAVAILABLE, "the node is not registered any more"
+                )
+        return given
 
     def _arrived(self, numbers: Sequence[str]) -> Iterator[Message]:
         """The replies that are there by now, each fetched when it is asked for."""
+        if not numbers:
+            return
         there = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=numbers))
         for head, tree in zip(there.messages_list, there.message_object_trees, strict=True):
             yield self._fetched(head, tree)
@@ -101,6 +128,8 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
             return message_from_proto(head)
         pull = make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, self.run.run_id)
         parts = [part.object_id for part in iterate_object_tree(tree)]
+        if len(parts) > self.most_parts:
+            return _too_long(head, len(parts))
         contents = pull_objects(parts, pull, initial_backoff=_OBJECT_PAUSE)
         self._runtime_client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
@@ -120,6 +149,24 @@ def again(order: Message) -> Message:
     """The same order as a new message. Whoever has connected anew since may have lost the first, or never seen it."""
     metadata = order.metadata
     return Message(order.content, metadata.dst_node_id, metadata.message_type, group_id=metadata.group_id)
+
+
+def _is_away(reply: Message) -> bool:
+    return bool(reply.has_error()) and reply.error.code == ErrorCode.NODE_UNAVAILABLE
+
+
+def _unanswered(order: Message, code: int, reason: str) -> Message:
+    reply = Message(Error(code, reason), reply_to=order)
+    return _from(reply, _node(order))
+
+
+def _too_long(head: ProtoMessage, parts: int) -> Message:
+    """In place of a reply that nobody fetches: there is no telling how much memory it would take."""
+    short = ProtoMessage()
+    short.CopyFrom(head)
+    short.ClearField("content")
+    short.error.code, short.error.reason = ErrorCode.UNKNOWN, f"its answer has {parts} parts, more than any that is due"
+    return message_from_proto(short)
 
 
 def _node(order: Message) -> int:

@@ -2,8 +2,10 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from common import bundle
@@ -54,11 +56,12 @@ def find(control: Control, run: str) -> Submitted:
 
 
 def follow(control: Control, run: str) -> Iterator[tuple[str, Any]]:
-    """Each event of the run until it ends, across every restart of the coordinator: (`round`, record), ...
+    """Each event of the run once, until it ends, across every restart of the coordinator: (`round`, record), ...
 
     The last one is (`report`, report). Raises the error that stopped the run.
     """
     seen: set[int] = set()
+    told: Counter[int] = Counter()  # events of each submission: after a cut line it is read from its beginning again
     lost_at = time.monotonic()
     while True:
         current = find(control, run)
@@ -68,7 +71,8 @@ def follow(control: Control, run: str) -> Iterator[tuple[str, Any]]:
             time.sleep(_LOOK_SECONDS)
             continue
         try:
-            for event in control.events(current.number):
+            for event in islice(control.events(current.number), told[current.number], None):
+                told[current.number] += 1
                 ((kind, value),) = event.items()
                 if kind == "error":
                     raise rebuilt(value)
