@@ -1,13 +1,9 @@
 """What befalls the replies of a played federation: lost, doubled, corrupted, replayed, late. A network as data."""
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-from scenarios.grid import envelope_of, with_envelope
+from scenarios.grid import Reply, envelope_of, with_envelope
 from scenarios.scenario import Event
-
-if TYPE_CHECKING:
-    from flwr.app import Message
 
 _FIRST_NODE = 2  # of the sites, in their order: see `engines.py`
 
@@ -19,9 +15,9 @@ class Network:
         self.events, self.sites = events, sites
         self.happened = [0] * len(events)
         self._earlier: dict[tuple[str, str], bytes] = {}
-        self._late: dict[tuple[str, str], list[Message]] = {}
+        self._late: dict[tuple[str, str], list[Reply]] = {}
 
-    def __call__(self, reply: "Message") -> Iterable["Message"]:
+    def __call__(self, reply: Reply) -> Iterable[Reply]:
         about = reply.metadata
         site, kind = self.sites[about.src_node_id - _FIRST_NODE], about.message_type.removeprefix("query.")
         due = [with_envelope(reply, envelope_of(late)) for late in self._late.pop((site, kind), [])]
@@ -33,7 +29,7 @@ class Network:
             self._earlier[site, kind] = envelope_of(reply)
         return [*due, reply]
 
-    def _befall(self, event: Event, reply: "Message", kind: tuple[str, str]) -> Iterable["Message"]:
+    def _befall(self, event: Event, reply: Reply, kind: tuple[str, str]) -> Iterable[Reply]:
         match event.action:
             case "lose":
                 return ()

@@ -16,7 +16,8 @@ from server.links import packed
 
 NO_SUCH_NODE = 2
 _COORDINATOR_NODE = 1
-Delivery = Callable[[Message], Iterable[Message]]
+Reply = Message
+Delivery = Callable[[Reply], Iterable[Reply]]
 
 
 def as_it_is(reply: Message) -> Iterable[Message]:

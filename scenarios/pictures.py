@@ -44,7 +44,8 @@ def lines(
     line: float | None = None,
     said: str = "",
 ) -> str:
-    """One curve a series, x -> y.   line: a limit across, called `said`."""
+    """One curve a series, whole x -> y.   line: a limit across, called `said`."""
+    from matplotlib.ticker import MaxNLocator
 
     def paint(ax: "Axes") -> None:
         for place, (name, points) in enumerate(series.items()):
@@ -55,6 +56,7 @@ def lines(
             ax.axhline(line, color=COLOURS[3], linewidth=1.2, linestyle=(0, (4, 3)))
             ax.annotate(said, (0, line), (2, 4), ("axes fraction", "data"), "offset points", color=COLOURS[3])
         ax.set(xlabel=label_x, ylabel=label_y)
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
         ax.grid(axis="y")
         if len(series) > 1:
             ax.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2)
@@ -110,7 +112,9 @@ def images(rows: Mapping[str, Sequence[NDArray[np.float64]]], alt: str) -> str:
 
 def _image(picture: NDArray[np.float64], left: int, top: int) -> str:
     high, wide = picture.shape
-    cells = [f'<rect x="{left}" y="{top}" width="{wide * _CELL}" height="{high * _CELL}" fill="#fff" stroke="#d5dbe1"/>']
+    cells = [
+        f'<rect x="{left}" y="{top}" width="{wide * _CELL}" height="{high * _CELL}" fill="#fff" stroke="#d5dbe1"/>'
+    ]
     for (row, column), value in np.ndenumerate(picture):
         shade = round(255 * (1 - float(value)))
         if shade < 250:

@@ -1,11 +1,11 @@
 """What a scenario is: a question, a set-up, events, and expectations that can fail. One TOML file each in `plays/`.
 
-    question = "..."                      what somebody who must decide would ask
-    play = "models:private"               the function that finds out, in scenarios/plays/
-    federation = "heart"                  a shipped federation file; [setup.TABLE] changes keys of it, [quick.TABLE]
-                                          more of them for `--quick`
-    [[event]]                             what befalls a reply on its way: see `events.py`
-    [[expect]]                            a figure of the play, what it must be, and what it means if it is not
+question = "..."                      what somebody who must decide would ask
+play = "models:private"               the function that finds out, in scenarios/plays/
+federation = "heart"                  a shipped federation file; [setup.TABLE] changes keys of it, [quick.TABLE]
+                                      more of them for `--quick`
+[[event]]                             what befalls a reply on its way: see `events.py`
+[[expect]]                            a figure of the play, what it must be, and what it means if it is not
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,9 @@ class Expectation:
 
     def __post_init__(self) -> None:
         bounds = [self.at_least, self.at_most, self.equals]
-        require(sum(bound is not None for bound in bounds) == 1, self.figure, bounds, "one of at_least, at_most, equals")
+        require(
+            sum(bound is not None for bound in bounds) == 1, self.figure, bounds, "one of at_least, at_most, equals"
+        )
 
     def holds(self, value: float) -> bool:
         """NaN never holds."""
@@ -59,7 +61,7 @@ class Event:
     """One reply of one site to one kind of message, in one round (0: in all).
 
     message: join, offer, train, agree, unmask, stand_in, evaluate, ... action: `lose` it; `double` it; `corrupt` one
-    bit; `replay` an earlier one of that kind in its stead; `delay` it until the site is asked the same of a later round.
+    bit; `replay` an earlier one of that kind in its stead; `delay` it until the site is next asked the same.
     """
 
     round: int

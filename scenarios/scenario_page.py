@@ -43,8 +43,15 @@ def write_page(stage: Stage, outcome: Mapping[str, Any], played: Played) -> None
     }
     text = json.dumps(finite(report), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     data = f"{text}\n".encode()
-    page = _render("scenario.html.j2", scenario=scenario, report=report, played=played, expectations=_rows(outcome),
-                   fingerprint=hashlib.sha256(data).hexdigest(), machine=platform.machine())
+    page = _render(
+        "scenario.html.j2",
+        scenario=scenario,
+        report=report,
+        played=played,
+        expectations=_rows(outcome),
+        fingerprint=hashlib.sha256(data).hexdigest(),
+        machine=platform.machine(),
+    )
     write_atomically(stage.out / "report.json", data, mode=0o644)
     write_atomically(stage.out / "report.html", page.encode(), mode=0o644)
 
@@ -58,7 +65,11 @@ def write_index(out: Path, done: Sequence[Mapping[str, Any]], skipped: Sequence[
 
 def _rows(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
-        {**row, "kind": _KINDS[row["kind"]], "actual": "not measured" if math.isnan(row["actual"]) else f"{row['actual']:.4g}"}
+        {
+            **row,
+            "kind": _KINDS[row["kind"]],
+            "actual": "not measured" if math.isnan(row["actual"]) else f"{row['actual']:.4g}",
+        }
         for row in outcome["expectations"]
     ]
 

@@ -113,7 +113,11 @@ def hand_out_roster(consortium: Path, keys: Mapping[str, bytes], parties: Sequen
 
     The version grows where the keys changed, so that parties which are there already follow.
     """
-    identity, certificate, kept = identity_at(consortium, "root.key"), consortium / "root.crt", consortium / "roster.json"
+    identity, certificate, kept = (
+        identity_at(consortium, "root.key"),
+        consortium / "root.crt",
+        consortium / "roster.json",
+    )
     if not certificate.exists():
         write_atomically(certificate, Authority.make(identity, "simulation", now_utc()).root.pem)
     root = Root.read(certificate.read_bytes())

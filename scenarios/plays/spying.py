@@ -2,24 +2,23 @@
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
+from client import masking
 from client.runs import SiteRun
+from client.site import Site
 from common.he.ciphertexts import Aggregate, Ciphertext
-from common.he.scheme import expand_seeds, open_sum
+from common.he.packing import GUARDS
+from common.he.scheme import _opened, expand_seeds, open_sum
 from common.wire import Envelope, Kind, decode
 from scenarios import pictures
-from scenarios.grid import envelope_of
+from scenarios.grid import Reply, envelope_of
 from scenarios.simulation import Workplace
 from scenarios.stage import Picture
 from server.store import RunStore
-
-if TYPE_CHECKING:
-    from flwr.app import Message
 
 Numbers = NDArray[np.float64]
 _HASH = 32  # bytes before a ciphertext: of the model it was made from
@@ -32,7 +31,7 @@ class Overheard:
         self.store = RunStore.open(place.run)
         self.updates: dict[tuple[int, str], Envelope] = {}
 
-    def __call__(self, reply: "Message") -> Iterable["Message"]:
+    def __call__(self, reply: Reply) -> Iterable[Reply]:
         if reply.metadata.message_type == "train" and not reply.has_error():
             envelope = decode(envelope_of(reply), self.store.roster.public_key_of)
             if envelope.kind in (Kind.UPDATE, Kind.READABLE_UPDATE):
@@ -76,19 +75,32 @@ class Overheard:
         return np.resize(np.frombuffer(data[: len(data) // 2 * 2], "<u2").astype(np.float64), size)
 
 
-def with_the_key_of(place: Workplace, insider: str, overheard: Overheard, number: int, site: str, size: int) -> Numbers:
-    """What `insider`, who holds the cohort's key, opens of the one ciphertext that another site sent."""
-    directory = next(path for path in place.sites if path.name == insider)
-    run = SiteRun.open(directory / "runs", overheard.store.run)
-    sent = Ciphertext.decode(run.scheme, size, overheard.payload(number, site))
-    c1 = b"".join(expand_seeds(run.scheme, [bytes(sent.seeds)]))
-    alone = Aggregate.decode(run.scheme, size, Aggregate(run.scheme, size, 1, sent.c0, c1=c1).encode())
+def with_the_key(run: SiteRun, number: int, body: bytes) -> Numbers:
+    """What a holder of the cohort's key decrypts of the one ciphertext in an update, whatever it is: masks and all.
+
+    Our own opener stops where no sum could have given these words; an attacker does not.
+    """
+    size, scheme = run.version().size, run.scheme
+    sent = Ciphertext.decode(scheme, size, body[_HASH:])
+    c1 = b"".join(expand_seeds(scheme, [bytes(sent.seeds)]))
+    alone = Aggregate.decode(scheme, size, Aggregate(scheme, size, 1, sent.c0, c1=c1).encode())
     key = run.cohort_key(run.plan.encryption.epoch_of(number))
-    return np.asarray(open_sum(alone, key, NO_MASK(size)), np.float64)
+    values = []
+    for block, words in _opened(alone, key):
+        slots = [words >> np.uint64(slot * scheme.slot_bits) for slot in range(scheme.slots)]
+        rows = np.stack(slots, axis=1)[..., : block.used - GUARDS] & np.uint64((1 << scheme.slot_bits) - 1)
+        values.append(rows.reshape(-1).astype(np.float64))
+    return np.concatenate(values)[:size]
 
 
-def NO_MASK(size: int) -> NDArray[np.int64]:  # noqa: N802
-    return np.zeros(size, np.int64)
+def with_key_and_mask(site: Site, run: SiteRun, number: int, body: bytes) -> Numbers:
+    """What the site truly sent, opened with the mask that lies on its own disk and nowhere else."""
+    size, scheme = run.version().size, run.scheme
+    sent = Ciphertext.decode(scheme, size, body[_HASH:])
+    c1 = b"".join(expand_seeds(scheme, [bytes(sent.seeds)]))
+    alone = Aggregate.decode(scheme, size, Aggregate(scheme, size, 1, sent.c0, c1=c1).encode())
+    key = run.cohort_key(run.plan.encryption.epoch_of(number))
+    return np.asarray(open_sum(alone, key, masking.mask(site, run, number, size)), np.float64)
 
 
 def likeness(guess: Numbers, truth: Numbers) -> float:
