@@ -14,9 +14,10 @@ from client import cli as site_cli
 from common import audit_commands
 from common.commands import Parser, Verdict, command, group, printable, show_rows
 from common.errors import ConfigError, FederationError
+from scenarios import scenario_commands
 from scenarios.bench import cli as bench_cli
 from server import cli as server_cli
-from server import run_commands
+from server import report_commands, run_commands
 
 if TYPE_CHECKING:
     from scenarios.simulation import Simulation
@@ -141,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     server_cli.add_commands(commands)
     audit_commands.add_commands(commands)
     bench_cli.add_commands(commands)
+    scenario_commands.add_commands(commands)
+    report_commands.add_commands(commands)
     return parser
 
 

@@ -12,14 +12,30 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from server.links import packed
+
 NO_SUCH_NODE = 2
 _COORDINATOR_NODE = 1
-Delivery = Callable[[Message], Iterable[Message]]
+Reply = Message
+Delivery = Callable[[Reply], Iterable[Reply]]
 
 
 def as_it_is(reply: Message) -> Iterable[Message]:
     """An honest network: one reply for one order."""
     return (reply,)
+
+
+def envelope_of(message: Message) -> bytes:
+    """What a message of Flower carries of ours."""
+    envelope = message.content["veilfed"]["envelope"]
+    return envelope if isinstance(envelope, bytes) else envelope.data
+
+
+def with_envelope(reply: Message, data: bytes) -> Message:
+    """The same reply, with other bytes in it."""
+    changed = Message(packed(data), reply_to=reply)
+    changed.metadata.__dict__.update(reply.metadata.__dict__)
+    return changed
 
 
 class LocalGrid(Grid):

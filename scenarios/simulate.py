@@ -17,6 +17,7 @@ from scenarios.grid import Delivery, as_it_is
 from scenarios.simulation import Workplace
 from server.outcome import report_of, unprotected, wire
 from server.report import write_report
+from server.signature import sign_report
 from server.store import RunStore
 
 Engine = Literal["local", "ray"]
@@ -103,6 +104,7 @@ def _report(
     if simulation.simulation.baselines:
         report["baselines"] = _baselines(observer)
     write_report(workplace.out, report)
+    sign_report(workplace.out, store.identity)
     return report
 
 

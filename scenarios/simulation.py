@@ -82,8 +82,8 @@ def set_up(simulation: Simulation, out: Path) -> Workplace:
     Raises ConfigError when the plan does not fit the data, before anything of the run is written.
     """
     sites = tuple(out / "sites" / name for name in site_names(simulation.data))
-    identities = {place.name: _identity(place) for place in sites}
-    coordinator = _identity(out / "coordinator")
+    identities = {place.name: identity_at(place) for place in sites}
+    coordinator = identity_at(out / "coordinator")
     keys = {name: identity.public for name, identity in identities.items()} | {COORDINATOR: coordinator.public}
     hand_out_roster(out / "consortium", keys, (*sites, out / "coordinator"))
     for place in sites:
@@ -115,7 +115,11 @@ def hand_out_roster(consortium: Path, keys: Mapping[str, bytes], parties: Sequen
 
     The version grows where the keys changed, so that parties which are there already follow.
     """
-    identity, certificate, kept = _identity(consortium, "root.key"), consortium / "root.crt", consortium / "roster.json"
+    identity, certificate, kept = (
+        identity_at(consortium, "root.key"),
+        consortium / "root.crt",
+        consortium / "roster.json",
+    )
     if not certificate.exists():
         write_atomically(certificate, Authority.make(identity, "simulation", now_utc()).root.pem)
     root = Root.read(certificate.read_bytes())
@@ -127,7 +131,8 @@ def hand_out_roster(consortium: Path, keys: Mapping[str, bytes], parties: Sequen
         install(place, roster.signed([identity]), [root])
 
 
-def _identity(place: Path, name: str = "identity.key") -> Identity:
+def identity_at(place: Path, name: str = "identity.key") -> Identity:
+    """The key of a played party, made where there is none."""
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = place / name
     if not path.exists():

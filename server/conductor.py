@@ -34,6 +34,7 @@ from server.observed import Watch
 from server.outcome import report_of
 from server.polling import Patience, PollingGrid
 from server.report import write_report
+from server.signature import sign_report
 from server.store import RunStore
 
 READY = "ready"
@@ -101,6 +102,7 @@ def conduct(home: Path, task: Task) -> None:
         raise
     report = report_of(store, outcome.links, "deploy") | {"report": str(store.directory / "report.html")}
     write_report(store.directory, report)
+    sign_report(store.directory, store.identity)
     watch.ended()
     store.end("done")
     task.say("report", report)

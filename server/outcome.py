@@ -32,13 +32,18 @@ def report_of(store: RunStore, links: Iterable[Link], engine: str) -> dict[str, 
         "engine": engine,
         "insecure": unprotected(plan),
         "config": to_table(plan),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "versions": package_versions(),
         "rounds": rounds,
         "final": reported[-1] if reported else {},
         "sites": [_site_row(plan, rounds, link) for link in links],
         "wire": wire(store),
         "privacy": promise(plan),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Of all that a result rests on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
 
 
 def promise(plan: Plan) -> dict[str, Any]:

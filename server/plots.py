@@ -73,7 +73,7 @@ def utility_by_round(figures: Mapping[int, Figures], metric: str, reference: flo
         ax.grid(axis="y")
         _whole_rounds(ax)
 
-    return _draw(_HEIGHT, alt, paint)
+    return draw(_HEIGHT, alt, paint)
 
 
 def comparison(
@@ -90,7 +90,7 @@ def comparison(
         ax.spines["left"].set_visible(False)
         ax.set(xlabel=metric)
 
-    return _draw(max(_HEIGHT, 0.75 + _ROW * len(rows)), alt, paint)
+    return draw(max(_HEIGHT, 0.75 + _ROW * len(rows)), alt, paint)
 
 
 def epsilon_by_round(spent: Mapping[str, Mapping[int, float]], limit: float | None, alt: str) -> str:
@@ -120,7 +120,7 @@ def epsilon_by_round(spent: Mapping[str, Mapping[int, float]], limit: float | No
         ax.grid(axis="y")
         _whole_rounds(ax)
 
-    return _draw(_HEIGHT, alt, paint)
+    return draw(_HEIGHT, alt, paint)
 
 
 def seconds_by_phase(rounds: Sequence[Mapping[str, Any]], alt: str) -> str:
@@ -143,7 +143,7 @@ def seconds_by_phase(rounds: Sequence[Mapping[str, Any]], alt: str) -> str:
         ax.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3)
         _whole_rounds(ax)
 
-    return _draw(_HEIGHT, alt, paint)
+    return draw(_HEIGHT, alt, paint)
 
 
 def bytes_by_site(sites: Sequence[Mapping[str, Any]], alt: str) -> str:
@@ -161,7 +161,7 @@ def bytes_by_site(sites: Sequence[Mapping[str, Any]], alt: str) -> str:
         ax.set(xlabel=unit)
         ax.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=2)
 
-    return _draw(max(_HEIGHT, 0.95 + _ROW * len(shown)), alt, paint)
+    return draw(max(_HEIGHT, 0.95 + _ROW * len(shown)), alt, paint)
 
 
 def _named_rows(ax: "Axes", names: Sequence[str]) -> None:
@@ -188,7 +188,7 @@ def _names(sites: Sequence[str]) -> str:
     return "\n".join([*shown, f"and {len(sites) - 5} more"] if len(sites) > 5 else shown)
 
 
-def _draw(height: float, alt: str, paint: Callable[["Axes"], None]) -> str:
+def draw(height: float, alt: str, paint: Callable[["Axes"], None]) -> str:
     """One set of axes, 4.6 x `height` inches: so narrow that its words stay legible on a phone."""
     import matplotlib
     from matplotlib.figure import Figure

@@ -60,7 +60,7 @@ def write_report(directory: Path, report: Mapping[str, Any]) -> Path:
     leaves its part of the page out.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_finite(report), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(finite(report), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     data = f"{text}\n".encode()
     html = render(json.loads(data), hashlib.sha256(data).hexdigest())
     write_atomically(directory / "report.json", data)
@@ -178,10 +178,10 @@ def _compared(final: Mapping[str, Any], baselines: Mapping[str, Any], metric: st
     return [row for row in rows if complete(row[1])]
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with every number that JSON cannot write (NaN, infinities) replaced by null."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

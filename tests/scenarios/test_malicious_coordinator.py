@@ -413,7 +413,7 @@ def test_exchange_keys_once_shown_never_change(begun):
 
 def test_an_exchange_key_of_another_run_is_refused(begun, tmp_path):
     other = Coordinator(begun.place)
-    other.store = type(other.store).create(begun.place.out / "coordinator", begun.store.plan)
+    other.store = type(other.store).create(begun.place.out / "coordinator", begun.store.plan, "by hand")
     other.join()
     mixed = {**begun.joined, BIRKE: other.joined[BIRKE]}
     code, message = begun.refused(ADLER, "install_key", 1, {"joined": mixed, "made": begun.made_key})

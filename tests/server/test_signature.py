@@ -1,0 +1,97 @@
+"""Proves: not a byte of a signed report, its page or its signature can change, and a refuted claim is no success."""
+
+import json
+
+import pytest
+
+from common.commands import NotVerified
+from common.errors import ConfigError, PrivacyError
+from common.signing import Identity
+from scenarios.cli import main
+from server.report import write_report
+from server.signature import FILES, SIGNATURE, require_claim_stands, sign_report, verify_report
+
+RUN = {
+    "outcome": "done",
+    "run": "ab" * 16,
+    "config": {"federation": {"name": "heart"}, "privacy": {"mode": "local", "epsilon": 3.0, "delta": 1e-3}},
+    "sites": [{"site": "north", "ledger_head": "cd" * 32}],
+    "versions": {"veilfed": "0.1.0"},
+}
+
+
+@pytest.fixture
+def signer(tmp_path):
+    identity = Identity.generate()
+    write_report(tmp_path, RUN)
+    sign_report(tmp_path, identity)
+    return identity
+
+
+def test_a_signed_report_says_what_was_run_and_who_signed(tmp_path, signer):
+    signed = verify_report(tmp_path, signer.public.hex())
+    assert signed.signer == signer.public.hex()
+    assert signed.said["configuration"] == RUN["config"]
+    assert signed.said["ledger_heads"] == {"north": "cd" * 32}
+    assert (signed.said["claimed_epsilon"], signed.said["audited_epsilon"]) == (3.0, None)
+    assert verify_report(tmp_path).subject.startswith("report of heart, SHA-256 ")
+
+
+@pytest.mark.parametrize("name", [*FILES, SIGNATURE])
+def test_every_byte_counts(tmp_path, signer, name):
+    """Each byte of the signature and of the report is changed once, and 40 places of the page; more and fewer bytes."""
+    path = tmp_path / name
+    good = path.read_bytes()
+    step = max(1, len(good) // 40) if name == "report.html" else 1
+    changed = [good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :] for at in range(0, len(good), step)]
+    for bad in (*changed, good[:-1], good + b"\n", b""):
+        path.write_bytes(bad)
+        with pytest.raises(NotVerified):
+            verify_report(tmp_path)
+    path.write_bytes(good)
+    verify_report(tmp_path)
+
+
+def test_another_key_is_not_the_one_that_was_named(tmp_path, signer):
+    with pytest.raises(NotVerified, match="another key"):
+        verify_report(tmp_path, Identity.generate().public.hex())
+
+
+def test_a_signature_does_not_fit_another_report(tmp_path, signer):
+    write_report(tmp_path / "other", {**RUN, "run": "ef" * 16})
+    sign_report(tmp_path / "other", signer)
+    (tmp_path / SIGNATURE).write_bytes((tmp_path / "other" / SIGNATURE).read_bytes())
+    with pytest.raises(NotVerified, match="not the one that was signed"):
+        verify_report(tmp_path)
+
+
+def test_no_report_is_a_mistake_of_the_caller(tmp_path):
+    with pytest.raises(ConfigError, match="holds no"):
+        verify_report(tmp_path)
+
+
+@pytest.mark.parametrize(("certificate", "stands"), [(2.9, True), (3.0, True), (3.01, False)])
+def test_a_claim_that_its_own_audit_refutes_does_not_stand(tmp_path, certificate, stands):
+    write_report(tmp_path, {**RUN, "audit": {"claimed_epsilon": 3.0, "certificate": certificate}})
+    sign_report(tmp_path, Identity.generate())
+    said = verify_report(tmp_path).said
+    assert main(["report", "verify", str(tmp_path)]) == (0 if stands else 3)
+    if stands:
+        require_claim_stands(said)
+    else:
+        with pytest.raises(PrivacyError, match="certificate"):
+            require_claim_stands(said)
+
+
+def test_the_command_keeps_the_contract(tmp_path, signer, capsys):
+    assert main(["report", "verify", str(tmp_path), "--key", signer.public.hex(), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["verified"] is True
+    assert said["signer"] == signer.public.hex()
+    (tmp_path / "report.json").write_bytes(b"{}")
+    assert main(["report", "verify", str(tmp_path), "--json"]) == 4
+    assert json.loads(capsys.readouterr().out) == {
+        "verified": False,
+        "reason": "the file is not the one that was signed",
+        "where": "report.json",
+    }
