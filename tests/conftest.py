@@ -6,9 +6,12 @@ import socket
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.consortium import People
 
+settings.register_profile("busy", deadline=None)  # how long an example takes says more of the machine than of us
+settings.load_profile("busy")
 _connect = socket.socket.connect
 os.environ.update(
     {
