@@ -11,6 +11,7 @@ from common.health import answers
 from common.monitoring import expiry_of, expose
 from common.telemetry import Number
 
+CONNECTED = "run/connected"  # there while the node is connected to the coordinator
 NUMBERS = "run/worker.numbers"  # below the site's directory, in the place that worker and node share
 
 

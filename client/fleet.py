@@ -7,7 +7,8 @@ connect again. Connecting activates the node anew, by which the coordinator know
 
 import logging
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,14 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_pull_object_fn_protobuf,
     make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+    pull_objects,
+    push_objects,
+)
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -55,7 +63,8 @@ from common.tls_keys import TlsKey
 BELL = "/v1/bell"  # a counter that the gateway shows: see `server/gateway/`
 KIT = "/v1/kit"
 _GONE = (400, 404, 409, 410)
-_NOT_LET_IN = (400, 401, 403)  # by the gateway, which takes no certificate that is revoked or ended; by the SuperLink
+_NOT_LET_IN = (400, 401, 403, 412)  # by the gateway: a certificate revoked or ended; by the SuperLink: an unknown key
+_STALLED = 60.0  # seconds without another part of an order that has begun to come
 _OBJECT_PAUSE = 0.05  # seconds before a part that is still on its way is asked for again
 
 log = logging.getLogger("veilfed.node")
@@ -127,9 +136,7 @@ class Fleet:
                 return None
             run, tree = response.messages_list[0].metadata.run_id, response.message_object_trees[0]
             contents = pull_objects(
-                [part.object_id for part in iterate_object_tree(tree)],
-                make_pull_object_fn_protobuf(self._client.PullObject, self._node, run),
-                initial_backoff=_OBJECT_PAUSE,
+                [part.object_id for part in iterate_object_tree(tree)], self._part(run), initial_backoff=_OBJECT_PAUSE
             )
             make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, run)(
                 tree.object_id
@@ -137,6 +144,29 @@ class Fleet:
         message = inflate_object_from_contents(tree.object_id, contents)
         message.metadata.__dict__["_message_id"] = tree.object_id  # what is deflated does not hold its own id
         return message
+
+    def _part(self, run: int) -> Callable[[str], bytes]:
+        """Fetches one part, which may still be on its way. Raises Unreachable when nothing more is, or the run ended.
+
+        Whoever connects anew is asked again, so that nothing is lost by it.
+        """
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, run)
+        moved = time.monotonic()
+
+        def part(name: str) -> bytes:
+            nonlocal moved
+            try:
+                content = bytes(pull(name))
+            except (ObjectPullError, RunNotRunningException):
+                raise Unreachable("an order was taken back while it was fetched", "it is asked for again") from None
+            except ObjectUnavailableError:
+                if time.monotonic() - moved > _STALLED:
+                    raise Unreachable("the rest of an order does not come", "it is asked for again") from None
+                raise
+            moved = time.monotonic()
+            return content
+
+        return part
 
     def reply(self, reply: Message, seconds: float) -> None:
         """seconds: how long the site took, for the coordinator's records. What nobody waits for any more is dropped."""
@@ -243,9 +273,12 @@ def _unreachable() -> Iterator[None]:
         if code in _NOT_LET_IN:
             raise Unreachable(
                 f"the coordinator does not let this node in ({code})",
-                "was the site admitted, and not revoked? Is the clock right? Ask the coordinator's administrator",
+                "was the site admitted, and not revoked? Is its clock right? Does it run a second time somewhere? "
+                "Ask the coordinator's administrator",
             ) from None
         raise Unreachable(f"the coordinator answers {code}") from None
+    except ObjectPushError:
+        raise Unreachable("an answer could not be sent to its end", "it is sent again") from None
     except (httpx.HTTPError, OSError) as error:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
             raise Unreachable(

@@ -21,7 +21,7 @@ from flwr.common.constant import ErrorCode
 from client import local_socket
 from client.courier import order_of, reply_to
 from client.enroll import NEWEST_KIT, Connection
-from client.exposed import expose_site
+from client.exposed import CONNECTED, expose_site
 from client.fleet import Credentials, Fleet, Unreachable, connected
 from common.errors import FederationError, ProtocolError
 from common.files import write_atomically
@@ -80,12 +80,14 @@ class Carrier:
         """For ever: connect, carry, and connect again."""
         pause = 1.0
         (self._directory / "run").mkdir(mode=0o700, exist_ok=True)
+        (self._directory / CONNECTED).unlink(missing_ok=True)  # of a node that was killed
         while True:
             try:
                 server, last = str(Connection.read(self._directory).server), self._directory / _LAST
                 with connected(server, Credentials.of(self._directory), last) as fleet:
                     say(log, "connected")
                     pause, self.connected = 1.0, True
+                    (self._directory / CONNECTED).touch()
                     self._carry(fleet)
                 say(log, "connecting with other credentials")
             except Unreachable as error:
@@ -94,6 +96,7 @@ class Carrier:
                 pause = min(2 * pause, _LONGEST_PAUSE)
             finally:
                 self.connected = False
+                (self._directory / CONNECTED).unlink(missing_ok=True)
 
     def _carry(self, fleet: Fleet) -> None:
         """Until the connection has to be made with other credentials. Raises Unreachable when it is lost."""

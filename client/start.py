@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from client import local_socket
+from client.exposed import CONNECTED
 from common.errors import ConfigError
 from common.monitoring import VARIABLE
 from common.supervisor import Child, environment, module, require_ready, status, supervise
@@ -36,7 +37,12 @@ def processes(directory: Path) -> tuple[Child, ...]:
     at = local_socket.address(directory)
     return (
         Child("worker", module("client.worker", str(directory)), environment(_COMPUTES), ready=lambda: listens(at)),
-        Child("node", module("client.node", str(directory)), environment(_CALLS_OUT, **_QUIET_FLOWER)),
+        Child(
+            "node",
+            module("client.node", str(directory)),
+            environment(_CALLS_OUT, **_QUIET_FLOWER),
+            ready=(directory / CONNECTED).exists,
+        ),
     )
 
 

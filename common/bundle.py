@@ -9,6 +9,7 @@ import hashlib
 import io
 import tomllib
 import zipfile
+import zlib
 from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any
@@ -101,5 +102,5 @@ def _files(content: bytes) -> dict[str, bytes]:
             if sum(entry.file_size for entry in entries) > LARGEST:
                 raise ProtocolError("the bundle unpacks to more than a plan needs")
             return {entry.filename: archive.read(entry) for entry in entries}
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError):
         raise ProtocolError("the bundle is not an archive") from None

@@ -33,7 +33,9 @@ Told = Callable[[str], None]
 
 
 class Consortium:
-    """say: is told each command before it is given."""
+    """say: is told each command before it is given. host: where the coordinator is reached."""
+
+    host = "127.0.0.1"
 
     def __init__(self, place: Path, say: Told) -> None:
         self.place, self._say = place, say
@@ -48,7 +50,7 @@ class Consortium:
         if self.home.exists():
             raise ConfigError(f"{self.place} holds a consortium already", "name a directory that is not there yet")
         self.place.mkdir(parents=True, exist_ok=True)
-        address = f"127.0.0.1:{free_port(())}"
+        address = f"{self.host}:{free_port(())}"
         consortium = {"name": "Quickstart", "address": address, "admins": ["admin"]}
         write_atomically(self.place / "consortium.toml", tomli_w.dumps(consortium).encode())
         root = self.give("server", "init", self.place / "consortium.toml", "--out", self.home)["root_fingerprint"]

@@ -39,7 +39,7 @@ from server.store import RunStore
 
 READY = "ready"
 _RUN_BYTES = 16
-_PART_BYTES, _BESIDE_PARTS = 5 << 20, 20  # of an array that Flower cuts up, and of the message that carries it
+_PART_BYTES, _BESIDE_PARTS = 5 << 20, 10  # of an array that Flower cuts up, and of the message that carries it
 log = logging.getLogger("veilfed.conductor")
 
 

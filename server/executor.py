@@ -42,7 +42,7 @@ class Conductors:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._working: list[subprocess.Popen[str]] = []
-        self._spare = self._started()
+        self._spare: subprocess.Popen[str] | None = self._started()
 
     @property
     def busy(self) -> bool:
@@ -51,7 +51,9 @@ class Conductors:
 
     def conduct(self, token: str) -> None:
         """Hand the task to the warm process, and warm up the next one once that works."""
-        chosen = self._spare if self._spare.poll() is None else self._started()
+        chosen, self._spare = self._spare, None  # the next task may come before another one is warm
+        if chosen is None or chosen.poll() is not None:
+            chosen = self._started()
         stdin, stdout = cast(IO[str], chosen.stdin), cast(IO[str], chosen.stdout)  # PIPE was asked for
         if stdout.readline().strip() != READY:
             raise FederationError("a conductor did not start", "see the coordinator's log")
@@ -62,7 +64,8 @@ class Conductors:
 
     def _warm_up(self) -> None:
         time.sleep(_PAUSE_SECONDS)  # the run that has just begun comes first
-        self._spare = self._started()
+        if self._spare is None:
+            self._spare = self._started()
 
     def _started(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-P", "-m", "server.conductor", str(self._home)]

@@ -9,7 +9,7 @@ look asks for all replies, and a bell is rung for the nodes, which the gateway s
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Error, Message
@@ -20,12 +20,17 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectUnavailableError,
+    inflate_object_from_contents,
+    pull_objects,
+)
 from flwr.superlink.grid import HttpGrid
 
 SOONEST, LATEST = 0.05, 0.5  # seconds between two looks
 _SLOWER = 1.25
 _ROLL_CALL = 2.0  # seconds between two looks at which nodes came back
+_STALLED = 60.0  # seconds without another part of a reply that has begun to come
 _OBJECT_PAUSE = 0.05  # seconds before a part that is still on its way is asked for again
 
 
@@ -46,6 +51,14 @@ class Patience:
         if len(answered_after) < self.enough:
             return float("inf")
         return max(self.least, self.times * answered_after[self.enough - 1])
+
+
+class _BrokenOff(Exception):
+    """The rest of a reply does not come. came_back: its node has connected anew since it was asked."""
+
+    def __init__(self, came_back: bool) -> None:
+        super().__init__(came_back)
+        self.came_back = came_back
 
 
 class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
@@ -73,9 +86,12 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
         wait = SOONEST
         while len(answered) < len(orders):
             quiet = True
-            for reply in self._arrived([number for number, node in waiting.items() if node not in answered]):
-                node = waiting.pop(reply.metadata.reply_to_message_id)
-                if _is_away(reply):
+            asked = [number for number, node in waiting.items() if node not in answered]
+            for number, reply in self._arrived(asked, since):
+                node = waiting.pop(number)
+                if reply is None:
+                    called = 0.0  # the next look at who is there finds that it connected anew
+                elif _is_away(reply):
                     away[node] = _from(reply, node)
                 elif node not in answered:
                     answered[node] = time.monotonic() - started
@@ -115,22 +131,30 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
                 )
         return given
 
-    def _arrived(self, numbers: Sequence[str]) -> Iterator[Message]:
-        """The replies that are there by now, each fetched when it is asked for."""
+    def _arrived(self, numbers: Sequence[str], since: Mapping[int, str]) -> Iterator[tuple[str, Message | None]]:
+        """The replies that are there by now, by the number of their order, each fetched when it is asked for.
+
+        None: the reply broke off, as its node was cut off while it sent it, and connected anew.
+        """
         if not numbers:
             return
         there = self._runtime_client.PullMessages(PullAppMessagesRequest(message_ids=numbers))
         for head, tree in zip(there.messages_list, there.message_object_trees, strict=True):
-            yield self._fetched(head, tree)
+            yield head.metadata.reply_to_message_id, self._fetched(head, tree, since)
 
-    def _fetched(self, head: ProtoMessage, tree: ObjectTree) -> Message:
+    def _fetched(self, head: ProtoMessage, tree: ObjectTree, since: Mapping[int, str]) -> Message | None:
         if head.HasField("error"):
             return message_from_proto(head)
-        pull = make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, self.run.run_id)
         parts = [part.object_id for part in iterate_object_tree(tree)]
         if len(parts) > self.most_parts:
-            return _too_long(head, len(parts))
-        contents = pull_objects(parts, pull, initial_backoff=_OBJECT_PAUSE)
+            return _in_place_of(
+                head, ErrorCode.UNKNOWN, f"its answer has {len(parts)} parts, more than any that is due"
+            )
+        node = head.metadata.src_node_id
+        try:
+            contents = pull_objects(parts, self._part(node, since.get(node, "")), initial_backoff=_OBJECT_PAUSE)
+        except _BrokenOff as error:
+            return None if error.came_back else _in_place_of(head, ErrorCode.UNKNOWN, "its answer broke off")
         self._runtime_client.ConfirmMessageReceived(
             ConfirmMessageReceivedRequest(
                 node=self.node, run_id=self.run.run_id, message_object_id=head.metadata.message_id
@@ -139,6 +163,29 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
         message: Message = inflate_object_from_contents(head.metadata.message_id, contents)
         message.metadata.__dict__["_message_id"] = head.metadata.message_id
         return message
+
+    def _part(self, node: int, since: str) -> Callable[[str], bytes]:
+        """Fetches one part, which may still be on its way, unless nothing more is: then it raises _BrokenOff."""
+        pull = make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, self.run.run_id)
+        moved = looked = time.monotonic()
+
+        def part(name: str) -> bytes:
+            nonlocal moved, looked
+            try:
+                content = bytes(pull(name))
+            except ObjectUnavailableError:
+                now = time.monotonic()
+                if now - looked > _ROLL_CALL:
+                    looked = now
+                    if self._activations().get(node, since) != since:
+                        raise _BrokenOff(came_back=True) from None
+                if now - moved > _STALLED:
+                    raise _BrokenOff(came_back=False) from None
+                raise
+            moved = time.monotonic()
+            return content
+
+        return part
 
     def _activations(self) -> dict[int, str]:
         """Node -> when it connected last; only those that are there now."""
@@ -160,12 +207,12 @@ def _unanswered(order: Message, code: int, reason: str) -> Message:
     return _from(reply, _node(order))
 
 
-def _too_long(head: ProtoMessage, parts: int) -> Message:
-    """In place of a reply that nobody fetches: there is no telling how much memory it would take."""
+def _in_place_of(head: ProtoMessage, code: int, reason: str) -> Message:
+    """An error instead of a reply that cannot be had."""
     short = ProtoMessage()
     short.CopyFrom(head)
     short.ClearField("content")
-    short.error.code, short.error.reason = ErrorCode.UNKNOWN, f"its answer has {parts} parts, more than any that is due"
+    short.error.code, short.error.reason = code, reason
     return message_from_proto(short)
 
 

@@ -202,10 +202,11 @@ class Deployment(Consortium):
             )
             (site / "site.toml").write_text(tomli_w.dumps(to_table(settings)))
             self.allow(site)
-        passphrase = self.place / "passphrase"
-        passphrase.write_text(PASSPHRASE)
-        passphrase.chmod(0o600)
-        self.give("site", "lock", self.site(LOCKED), "--passphrase-file", passphrase)
+        if self.site(LOCKED).exists():
+            passphrase = self.place / "passphrase"
+            passphrase.write_text(PASSPHRASE)
+            passphrase.chmod(0o600)
+            self.give("site", "lock", self.site(LOCKED), "--passphrase-file", passphrase)
 
     def allow(self, site: Path, **changes: Any) -> None:
         """What that site's policy says from now on."""

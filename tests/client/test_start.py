@@ -25,7 +25,7 @@ def stand_in(directory):
     hears = "import os, socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); "
     says = "print(sorted(os.environ), flush=True); time.sleep(1000)"
     return (replace(worker, argv=(sys.executable, "-c", hears + says, client.local_socket.address(directory))),
-            replace(node, argv=(sys.executable, "-c", "import os, time; " + says)))
+            replace(node, argv=(sys.executable, "-c", "import os, time; " + says), ready=lambda: True))
 client.start.processes = stand_in
 from scenarios.cli import main
 """

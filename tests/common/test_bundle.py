@@ -157,6 +157,13 @@ def test_an_archive_that_unpacks_to_too_much_is_not_unpacked():
         opened(bomb)
 
 
+def test_an_archive_that_does_not_unpack_is_refused():
+    broken = bytearray(archive({"federation.toml": FILES["federation.toml"] * 20}))
+    broken[60:80] = b"\xff" * 20
+    with pytest.raises(ProtocolError, match="not an archive"):
+        opened(bytes(broken))
+
+
 def test_an_archive_that_lies_about_what_it_unpacks_to_is_refused():
     """The sizes in its list of contents are those of a plan; what follows them is not."""
     bomb = bytearray(archive({"federation.toml": bytes(100 * bundle.LARGEST)}))

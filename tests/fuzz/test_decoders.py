@@ -4,13 +4,16 @@ VEILFED_FUZZ is the number of inputs in all; a decoder that crashes, hangs or al
 """
 
 import contextlib
+import io
 import json
 import os
 import resource
+import socket
 import ssl
 import tempfile
 import time
 import tomllib
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +27,11 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from safetensors.numpy import save
 
+from client import local_socket
 from client.policy import SitePolicy
 from client.site import Site, SiteSettings
 from client.windows import Window
+from common import bundle
 from common.addresses import Address
 from common.append_log import AppendLog
 from common.certificates import Authority, Certificate, SigningRequest, now_utc, read_roots
@@ -54,7 +59,7 @@ from scenarios.simulation import Simulation
 from server.aggregate_encrypted import BlindSum
 from server.round import refusal_of
 from tests.by_hand import NAMES, TINY, Coordinator, workplace
-from tests.fuzz.mutations import bytes_like, json_like, tables_like
+from tests.fuzz.mutations import bytes_like, json_like, nearly, tables_like
 
 INPUTS = int(os.environ.get("VEILFED_FUZZ", "2500"))
 SLOWEST_SECONDS = 20.0  # far above what any input may take, far below a hang
@@ -351,6 +356,34 @@ def test_key_files(memory):
     path = memory / "secret"
     save_secret(path, bytes(32), None)
     fuzz(bytes_like([path.read_bytes()]), written(path, lambda path: load_secret(path, None)), 0.02)
+
+
+def test_bundles():
+    """Well signed each time, so that everything behind the signature is reached; then the signature itself."""
+    good = bundle.build(Plan())
+    plain = io.BytesIO()
+    with zipfile.ZipFile(plain, "w") as archive:  # stored as they are: a change reaches the files within
+        for name, data in bundle._files(good).items():
+            archive.writestr(name, data)
+    seeds = [good, plain.getvalue()]
+    fuzz(bytes_like(seeds), lambda data: bundle.opened(data, bundle.sign(data, ALICE), [ALICE.public]))
+    signature = bundle.sign(good, ALICE)
+    texts = nearly([signature.encode()]).map(lambda data: data.decode("latin-1")) | st.text(max_size=9)
+    fuzz(texts, lambda text: bundle.opened(good, text, [ALICE.public]), 0.02)
+
+
+def test_messages_on_the_sites_own_socket():
+    def received(data: bytes) -> None:
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with mine, theirs, contextlib.suppress(ConnectionError):
+            mine.sendall(data)
+            mine.close()
+            local_socket.receive(theirs)
+
+    head = to_json({"action": "join", "bundle": "AAAA", "signature": "00:00"})
+    good = len(head).to_bytes(4, "big") + head + (5).to_bytes(8, "big") + b"order"
+    fuzz(bytes_like([good, good + good]), received)
+    fuzz(json_like([from_json(head)]).map(lambda head: len(head).to_bytes(4, "big") + head + bytes(8)), received, 0.02)
 
 
 @pytest.mark.parametrize("into", [Simulation, SiteSettings, SitePolicy, Plan])

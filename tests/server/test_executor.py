@@ -1,5 +1,8 @@
 """Proves: a run that nobody conducts is taken up again, but not for ever, and never two at once."""
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +11,7 @@ import pytest
 from common import bundle
 from common.signing import Identity
 from server.control import Submitted
-from server.executor import _ATTEMPTS, Unfinished
+from server.executor import _ATTEMPTS, Conductors, Unfinished
 from server.store import RunStore
 from tests.by_hand import workplace
 
@@ -44,6 +47,34 @@ class Control:
 
     def _set(self, number: int, state: str, outcome: str) -> None:
         self.listed[number] = replace(self.listed[number], state=state, outcome=outcome)
+
+
+class Readers(Conductors):
+    """Conductors that only read their token and keep at it."""
+
+    def _started(self) -> "subprocess.Popen[str]":
+        code = "import time; print('ready', flush=True); open(input(), 'w').close(); time.sleep(60)"
+        command = [sys.executable, "-c", code]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_two_tasks_in_one_moment_have_a_conductor_each(tmp_path):
+    conductors = Readers(tmp_path)
+    tokens = [tmp_path / name for name in ("first", "second", "third")]
+    try:
+        for token in tokens:
+            conductors.conduct(str(token))
+        until = time.monotonic() + 60
+        while not all(token.exists() for token in tokens):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert conductors.busy
+    finally:
+        time.sleep(2.5)  # for the one that is being warmed up
+        for process in (*conductors._working, conductors._spare):
+            if process:
+                process.kill()
+                process.wait()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server import polling
 from server.links import packed
 from server.polling import Patience, PollingGrid
 
@@ -268,6 +269,38 @@ def test_patience_ends_no_sooner_than_the_least_and_never_before_enough_have_ans
         assert until == float("inf")
     else:
         assert until >= max(least, sorted(after)[enough - 1])
+
+
+class Torn(SuperLink):
+    """Node 3 sent the head of its first answer, and was cut off."""
+
+    def PullObject(self, request: Any) -> PullObjectResponse:  # noqa: N802
+        answer = super().PullObject(request)
+        if b"node 3, order 1" in self.whole[request.object_id]:
+            return PullObjectResponse(object_found=True, object_available=False)
+        return answer
+
+    @property
+    def whole(self) -> dict[str, bytes]:
+        """Each part, and all that is stored when one of node 3 is: its parts hold its words in one of them."""
+        torn = any(b"node 3, order 1" in content for content in self._objects.values())
+        fresh = any(b"node 3, order 2" in content for content in self._objects.values())
+        return {name: b"node 3, order 1" if torn and not fresh else content for name, content in self._objects.items()}
+
+
+def test_an_answer_that_broke_off_is_asked_for_again_when_its_node_connects_anew():
+    superlink = Torn({2: lambda order: 0.0, 3: lambda order: 0.5})
+    grid = grid_over(superlink, Patience(2))
+    threading.Timer(1.0, lambda: superlink.activated.update({3: "second"})).start()
+    assert [words(reply) for reply in grid.send_and_receive(orders(2, 3))] == ["node 2, order 1", "node 3, order 2"]
+
+
+def test_an_answer_that_is_begun_and_never_ended_holds_up_nobody_for_ever(monkeypatch):
+    monkeypatch.setattr(polling, "_STALLED", 0.5)
+    grid = grid_over(Torn({2: at_once, 3: lambda order: 0.5}), Patience(2))
+    replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(orders(2, 3))}
+    assert words(replies[2]) == "node 2, order 1"
+    assert "broke off" in replies[3].error.reason
 
 
 def test_an_error_is_what_flower_sends_as_one():
