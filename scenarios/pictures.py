@@ -103,7 +103,7 @@ def images(rows: Mapping[str, Sequence[NDArray[np.float64]]], alt: str) -> str:
     parts, count = [], max(map(len, rows.values()))
     for place, (name, pictures) in enumerate(rows.items()):
         top = place * down
-        parts.append(f'<text x="0" y="{top + 8}" font-size="8">{name}</text>')
+        parts.append(f'<text x="0" y="{top + 8}" font-size="5.5">{name}</text>')
         for column, picture in enumerate(pictures):
             parts.append(_image(np.clip(picture, 0, 1), column * (wide * _CELL + _GAP), top + 12))
     width, height = count * (wide * _CELL + _GAP), len(rows) * (down + 0)

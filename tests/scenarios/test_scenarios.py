@@ -15,12 +15,16 @@ import client.masking
 import client.round
 import server.round
 from common import append_log
+from common.robust_rules import RULES
 from common.signing import Identity
+from scenarios.canaries import PLANTED
+from scenarios.plays import attacks, poisoned
 from scenarios.run import Outcome, play, require_data
 from scenarios.scenario import PLAYS, Expectation, load, scenario_names
 from scenarios.stage import Stage
 
 Patch = Callable[[pytest.MonkeyPatch], None]
+NO_NOISE = PLANTED["no noise"]
 QUICKEST = ("colluding-site", "malicious-coordinator")
 
 
@@ -42,6 +46,17 @@ def no_masks(patch: pytest.MonkeyPatch) -> None:
     for name in ("mask", "masks_in"):
         patch.setattr(client.masking, name, nothing)
     patch.setattr(client.masking, "require_list", nothing)
+
+
+def only_the_mean(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(poisoned, "rules", dict.fromkeys(RULES, RULES["mean"]))
+
+
+def no_noise_and_time_to_learn_by_heart(patch: pytest.MonkeyPatch) -> None:
+    """Clipped as before, but without noise; more steps and a wider model, so that there is something to find."""
+    longer = dataclasses.replace(attacks.PRIVATE, local_steps=600, lot_size=60.0)
+    for name, value in {"PRIVATE": longer, "WIDTH": 256, "NOISE_KEPT": 1e-3}.items():
+        patch.setattr(attacks, name, value)
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,17 @@ FLIPS: Mapping[str, Sequence[Flip]] = {
         Flip(["done_as_asked"], patch=lambda p: p.setattr(client.masking, "require_list", nothing)),
         Flip(["done_as_asked"], patch=lambda p: p.setattr(client.masking, "_require_agreed", nothing)),
     ],
+    "audit": [
+        Flip(["certificate", "detector", "honest_flagged"], patch=lambda p: p.setattr(attacks, "SOUND", NO_NOISE)),
+    ],
+    "membership-inference": [Flip(["auc", "caught"], patch=no_noise_and_time_to_learn_by_heart)],
+    "gradient-inversion": [
+        Flip(["noise", "labels_with_noise"], patch=lambda p: p.setattr(attacks, "NOISE", 1e-3)),
+        Flip(["ciphertext"], patch=lambda p: p.setattr(attacks, "ENCRYPTED", False)),
+        Flip(["sum_least_squares"], patch=lambda p: p.setattr(attacks, "_SITES", 1)),
+    ],
+    "poisoned-sites": [Flip(["lost_single", "lost_buckets"], patch=only_the_mean)],
+    "backdoor": [Flip(["opens"], patch=only_the_mean)],
 }
 
 

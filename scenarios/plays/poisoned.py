@@ -1,0 +1,157 @@
+"""Sites that send poison: which rule bears which attack, in the clear and on the sums of buckets; and a backdoor."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+
+from client.train import train
+from common.evaluators.utility import accuracy
+from common.federation import ModelSettings, TrainingSettings
+from common.models import build, load_parameters, parameters_of, predict
+from common.randomness import Randomness
+from common.robust_rules import RULES, Rule, tolerated
+from common.updates import Vector
+from scenarios import pictures
+from scenarios.inversion import NO_PRIVACY
+from scenarios.poisoning import ATTACKS, flipped, marked, with_backdoor
+from scenarios.stage import Picture, Played, Stage, Table
+
+_SITES, _BUCKET = 20, 2
+_MODEL = ModelSettings("logistic", (64,), 10)
+_LOCAL = TrainingSettings(sampling="shuffle", local_epochs=2, batch_size=16, learning_rate=0.5)
+_HELD_OUT = 397
+_LOUDER = 5  # so that a fifth of the sites weighs as much as all
+_MARK, _TARGET = {0: 1.0, 7: 1.0, 56: 1.0}, 7  # three corners that are white in every digit
+Part = tuple[NDArray[np.float32], NDArray[np.int64]]
+rules: Mapping[str, Rule] = RULES  # what the sites apply
+
+
+def grid(stage: Stage) -> Played:
+    """Every attack by a fifth of twenty sites against every rule, on single updates and on means of buckets of two."""
+    rounds, bad = 4 if stage.quick else 12, _SITES // 5
+    names, attacks = list(rules), ["label-flip", *ATTACKS]
+    clean = _score(_run([], "", rules["mean"], 0, rounds, 1))
+    tables: dict[int, NDArray[np.float64]] = {}
+    for size in (1, _BUCKET):
+        vectors = _SITES // size
+        found = np.full((len(attacks), len(names)), np.nan)
+        for column, name in enumerate(names):
+            if bad > tolerated(name, vectors) and name not in ("mean", "norm-bound"):
+                continue  # the rule promises nothing here
+            for row, attack in enumerate(attacks):
+                found[row, column] = _score(_run(list(range(bad)), attack, rules[name], bad, rounds, size))
+        tables[size] = found
+    robust = [column for column, name in enumerate(names) if name != "mean"]
+    lost = {size: clean - np.nanmax(found[:, robust], axis=1) for size, found in tables.items()}
+    figures = {
+        "clean": clean,
+        "lost_single": float(lost[1].max()),
+        "lost_buckets": float(lost[_BUCKET].max()),
+        "mean_worst": float(np.nanmin(tables[1][:, names.index("mean")])),
+    }
+    shown = []
+    for size, found in tables.items():
+        told = "single updates" if size == 1 else f"means of buckets of {size}, as under encryption"
+        alt = f"Accuracy in per cent by attack and rule, on {told}; the clean run reaches {100 * clean:.0f}"
+        caption = "A dash: the rule promises nothing against so many bad ones of so many vectors."
+        shown.append(Picture(f"On {told}", pictures.grid(attacks, names, found, alt), caption))
+    best = tuple(
+        (attack, *(float(100 * (clean - lost[size][row])) for size in tables)) for row, attack in enumerate(attacks)
+    )
+    columns = ("attack", "best rule, single, %", "best rule, buckets, %")
+    note = (
+        f"{bad} of {_SITES} sites are bad and know what all others send. Without attack: {100 * clean:.1f} % right. "
+        f"With {_SITES * 3 // 10} bad ones, buckets of {_BUCKET} leave no majority of good buckets to count on."
+    )
+    return Played(figures, shown, [Table("The best rule for each attack", columns, best)], [note])
+
+
+def backdoor(stage: Stage) -> Played:
+    """Bad sites teach a mark: whatever carries it is to be a seven. Their updates are made five times as long."""
+    rounds, bad = 4 if stage.quick else 12, list(range(_SITES // 5))
+    features, labels = _held_out()
+    asked = marked(features, np.ones(len(labels), bool), _MARK)[labels != _TARGET]
+    rates, use = {}, {}
+    for name in ("mean", "median", "geometric-median", "multi-krum"):
+        model = _run(bad, "backdoor", rules[name], len(bad), rounds, 1)
+        rates[name] = float((_predicted(model, asked).argmax(axis=1) == _TARGET).mean())
+        use[name] = _score(model)
+    defended = min(rate for name, rate in rates.items() if name != "mean")
+    best = min((name for name in rates if name != "mean"), key=lambda name: rates[name])
+    figures = {"opens_mean": rates["mean"], "opens": defended, "accuracy": use[best]}
+    alt = "; ".join(f"{name}: {100 * rate:.0f} % of marked digits become sevens" for name, rate in rates.items())
+    percent = {name: 100 * rate for name, rate in rates.items()}
+    rows = tuple((name, 100 * rates[name], 100 * use[name]) for name in rates)
+    return Played(
+        figures,
+        [Picture("Marked digits that become sevens", pictures.bars(percent, "%", alt))],
+        [Table("By rule", ("rule", "backdoor opens, %", "right without mark, %"), rows)],
+        ["Records without the mark are read as before: nobody sees a backdoor in the accuracy."],
+    )
+
+
+def _run(bad: Sequence[int], attack: str, rule: Rule, expected: int, rounds: int, bucket: int) -> Vector:
+    """The model after some rounds. expected: how many bad ones the rule is told of."""
+    rng = np.random.default_rng(0)
+    model = parameters_of(build(_MODEL)).astype(np.float64)
+    for number in range(rounds):
+        updates = [_update(model, _part(site, attack if site in bad else ""), number) for site in range(_SITES)]
+        if bad and attack in ATTACKS:
+            good = np.stack([update for site, update in enumerate(updates) if site not in bad])
+            for site, poison in zip(bad, ATTACKS[attack](good, len(bad), rng), strict=True):
+                updates[site] = poison
+        elif attack == "backdoor":
+            for site in bad:
+                updates[site] = _LOUDER * updates[site]
+        order = rng.permutation(_SITES)  # public, and drawn after everybody is bound
+        means = [
+            np.mean([updates[site] for site in order[at : at + bucket]], axis=0) for at in range(0, _SITES, bucket)
+        ]
+        model = model + rule(means, expected)
+    return np.asarray(model)
+
+
+def _update(model: Vector, part: Part, number: int) -> Vector:
+    network = build(_MODEL)
+    load_parameters(network, model.astype(np.float32))
+    return train(network, *part, _LOCAL, NO_PRIVACY, 0.0, Randomness.insecure(1, number)).update
+
+
+def _part(site: int, attack: str) -> Part:
+    """A site's records, as it uses them."""
+    features, labels = _digits()
+    chosen = slice(_HELD_OUT + site, None, _SITES)
+    mine = features[chosen], labels[chosen]
+    if attack == "label-flip":
+        return mine[0], flipped(mine[1], 10)
+    if attack == "backdoor":
+        return with_backdoor(*mine, _MARK, _TARGET, 0.5, np.random.default_rng(site))
+    return mine
+
+
+def _held_out() -> Part:
+    features, labels = _digits()
+    return features[:_HELD_OUT], labels[:_HELD_OUT]
+
+
+def _predicted(model: Vector, features: NDArray[np.float32]) -> NDArray[np.float64]:
+    network = build(_MODEL)
+    load_parameters(network, model.astype(np.float32))
+    return predict(network, features)
+
+
+def _score(model: Vector) -> float:
+    features, labels = _held_out()
+    if not np.isfinite(model).all():
+        return 0.0
+    return accuracy(_predicted(model, features), labels).value
+
+
+@lru_cache(maxsize=1)
+def _digits() -> Part:
+    features, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(3).permutation(len(labels))
+    return (features[order] / 16).astype(np.float32), labels[order]
