@@ -21,6 +21,7 @@ from client.site import Site
 from client.start import listens
 from common import bundle
 from common.certificates import Authority, now_utc
+from common.dp.events import PoissonGaussian
 from common.errors import ProtocolError, TrustError
 from common.signing import Identity
 from common.supervisor import environment, module, status
@@ -33,6 +34,7 @@ from tests.deployment import LOCKED, Deployment, Run, caught, eventually, kill, 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 # Of a size that gives each moment of a round a length.
+BLOCK = 4096  # bytes: of a disk in memory
 LONG = ("model.factory=mlp", "model.hidden=[1000]", "training.local_steps=8", "privacy.epsilon=0.5")
 
 
@@ -300,6 +302,17 @@ def test_an_update_that_was_changed_on_its_way_leaves_its_site_out_and_the_other
 # --- a site's own machine
 
 
+def fill_the_last_block(site: Path) -> None:
+    """Charges until the ledger ends where a block of the disk does: the next byte needs a new one."""
+    ledger, path = Site.open(site).ledger, site / "ledgers" / "heart.jsonl"
+    name, number = "x", 1
+    while path.stat().st_size % BLOCK:
+        ledger.charge(name, number, [PoissonGaussian(50.0, 0.1, 1)])
+        about = len(path.read_bytes().splitlines()[-1]) + 1 - len(name)
+        name, number = "x" * (1 + (-path.stat().st_size - about - 1) % BLOCK), number + 1
+        assert number < 10
+
+
 @contextmanager
 def small_disk(directory: Path) -> Iterator[Path]:
     """A disk of its own under that directory, and full: the file that fills it."""
@@ -317,7 +330,7 @@ def small_disk(directory: Path) -> Iterator[Path]:
                     file.write(bytes(1))
                 except OSError:
                     break
-                file.write(bytes(4096))
+                file.write(bytes(BLOCK - 1))
         yield filler
     finally:
         kept = {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "filler"}
@@ -328,6 +341,7 @@ def small_disk(directory: Path) -> Iterator[Path]:
 
 def test_a_ledger_that_cannot_be_written_stops_the_site_and_nobody_else(deployment):
     site = deployment.site("cleveland")
+    fill_the_last_block(site)
     with small_disk(site / "ledgers") as filler:
         run = deployment.run("federation.rounds=2")
         report = run.report()
@@ -336,8 +350,8 @@ def test_a_ledger_that_cannot_be_written_stops_the_site_and_nobody_else(deployme
             (left,) = record["left_out"]
             assert (left["site"], left["reason"]) == ("cleveland", "NotNow")
             assert "no space left" in left["message"]
-        charged = [one.round_number for one in Site.open(site).spent() if one.run == run.number]
-        assert len(charged) == len(set(charged)), "what still fitted into the file's last block is charged once"
+        assert not [one for one in Site.open(site).spent() if one.run == run.number]
+        assert run.sealed(site) == 0
         filler.unlink()
         again = deployment.run("federation.rounds=1")
         assert "cleveland" in again.report()["rounds"][0]["sites"]
@@ -372,7 +386,7 @@ def test_a_site_that_is_revoked_in_a_run_is_out_and_the_others_go_on(deployment)
     last = report["rounds"][-1]
     assert last["round"] == 8
     assert last["sites"] == ["cleveland", "hungary", "switzerland"]
-    assert [left["site"] for left in last["left_out"]] == ["va-long-beach"]
+    assert {left["site"] for one in report["rounds"] for left in one["left_out"]} <= {"va-long-beach"}
     eventually(lambda: "does not let this node in" in deployment.log(site, "node"), "the site is told")
     after = deployment.run("federation.rounds=1").report()
     assert [row["site"] for row in after["sites"]] == ["cleveland", "hungary", "switzerland"]
