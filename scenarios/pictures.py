@@ -83,7 +83,7 @@ def grid(rows: Sequence[str], columns: Sequence[str], values: NDArray[np.float64
     """values: (rows, columns) from 0 to 1, written in their cells as per cent; NaN is a dash."""
 
     def paint(ax: "Axes") -> None:
-        ax.pcolormesh(np.nan_to_num(values), cmap="Blues", vmin=0, vmax=1.25, edgecolors="white", linewidth=1.5)
+        ax.pcolormesh(np.nan_to_num(values), cmap="Blues", vmin=0, vmax=1.7, edgecolors="white", linewidth=1.5)
         for (row, column), value in np.ndenumerate(values):
             said = "–" if math.isnan(value) else f"{100 * value:.0f}"
             ax.annotate(said, (column + 0.5, row + 0.5), ha="center", va="center", fontsize=8.5)

@@ -57,7 +57,8 @@ class Table:
     caption: str = ""
 
     def numeric(self, column: int) -> bool:
-        return all(not isinstance(row[column], str) for row in self.rows)
+        """Whether the column holds numbers; a dash is a number that there is not."""
+        return all(not isinstance(row[column], str) or row[column] == "–" for row in self.rows)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,22 @@
 """What privacy costs the model: trained in the clear, under differential privacy, encrypted, with noise in shares."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from client.site import Site
+from common.errors import FederationError
 from common.wire import from_hex
 from scenarios import pictures
+from scenarios.grid import Reply
 from scenarios.plays.spying import Overheard
 from scenarios.simulate import Observer, simulate
 from scenarios.stage import Picture, Played, Stage, Table
+from server.signature import verify_report
+from server.store import RunStore
 
 
 def baseline(stage: Stage) -> Played:
@@ -97,6 +101,34 @@ def distributed(stage: Stage) -> Played:
         notes=[f"The ledgers say what their price rests on: {premise}." for premise in sorted(premises)],
         facts=kept(shared),
     )
+
+
+def everything(stage: Stage) -> Played:
+    """All protections in one run, over a network that fails, overheard; and its report, verified."""
+    place = stage.set_up("run")
+    network, heard = stage.network(place), Overheard(place)
+
+    def deliver(reply: Reply) -> Iterable[Reply]:
+        return (each for sent in heard(reply) for each in network(sent))
+
+    report = simulate(place, deliver=deliver)
+    try:
+        verified = bool(verify_report(place.out, RunStore.open(place.run).identity.public.hex()).signer)
+    except FederationError:
+        verified = False
+    metric = metric_of(report)
+    figures = {
+        "epsilon": most_spent(place.sites, report),
+        metric: report["final"][metric]["value"],
+        "byte_surprise": heard.byte_surprise(),
+        "smallest_opened": float(min(len(record["sites"]) for record in report["rounds"])),
+        "keys": float(report["wire"]["cohort_keys"]),
+        "measured": float(sum(bool(record["reported"]) for record in report["rounds"])),
+        "report_verified": float(verified),
+        "happened": float(sum(map(bool, network.happened))),
+    }
+    shown = [by_round(report), *([spent_by_round(report)] if math.isfinite(figures["epsilon"]) else [])]
+    return Played(figures, [*shown, heard.histogram()], [rounds_table(report)], facts=kept(report))
 
 
 def _premises(site: Path) -> set[str]:

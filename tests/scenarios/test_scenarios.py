@@ -15,6 +15,7 @@ import client.masking
 import client.round
 import server.round
 from common import append_log
+from common.federation import PrivacySettings
 from common.robust_rules import RULES
 from common.signing import Identity
 from scenarios.canaries import PLANTED
@@ -52,10 +53,10 @@ def only_the_mean(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(poisoned, "rules", dict.fromkeys(RULES, RULES["mean"]))
 
 
-def no_noise_and_time_to_learn_by_heart(patch: pytest.MonkeyPatch) -> None:
-    """Clipped as before, but without noise; more steps and a wider model, so that there is something to find."""
-    longer = dataclasses.replace(attacks.PRIVATE, local_steps=600, lot_size=60.0)
-    for name, value in {"PRIVATE": longer, "WIDTH": 256, "NOISE_KEPT": 1e-3}.items():
+def learns_by_heart(patch: pytest.MonkeyPatch) -> None:
+    """The training of epsilon 4 becomes the one without privacy."""
+    off = {"PRIVATE": attacks._BY_HEART, "CLAIMED": PrivacySettings(mode="none"), "WIDTH": 256}
+    for name, value in off.items():
         patch.setattr(attacks, name, value)
 
 
@@ -90,11 +91,16 @@ FLIPS: Mapping[str, Sequence[Flip]] = {
     "audit": [
         Flip(["certificate", "detector", "honest_flagged"], patch=lambda p: p.setattr(attacks, "SOUND", NO_NOISE)),
     ],
-    "membership-inference": [Flip(["auc", "caught"], patch=no_noise_and_time_to_learn_by_heart)],
+    "membership-inference": [Flip(["auc", "caught"], patch=learns_by_heart)],
     "gradient-inversion": [
         Flip(["noise", "labels_with_noise"], patch=lambda p: p.setattr(attacks, "NOISE", 1e-3)),
         Flip(["ciphertext"], patch=lambda p: p.setattr(attacks, "ENCRYPTED", False)),
         Flip(["sum_least_squares"], patch=lambda p: p.setattr(attacks, "_SITES", 1)),
+    ],
+    "hospital-network": [
+        Flip(["epsilon"], ["privacy.mode=none"]),
+        Flip(["byte_surprise", "smallest_opened"], ["privacy.mode=none", "encryption.preset=none", "metrics.every=0"]),
+        Flip(["report_verified"], patch=lambda p: p.setattr("scenarios.simulate.sign_report", nothing)),
     ],
     "poisoned-sites": [Flip(["lost_single", "lost_buckets"], patch=only_the_mean)],
     "backdoor": [Flip(["opens"], patch=only_the_mean)],
