@@ -142,9 +142,13 @@ def follow(directory: Path, now: datetime) -> Kit | None:
     brought = digest(data)
     if brought == _followed.get(directory):
         return None
-    _followed[directory] = brought
     held = Roster.read(directory / "roster.json"), certificate_of(directory).pem
-    kit = join(directory, data, None, _nobody_to_ask, now)
+    try:
+        kit = join(directory, data, None, _nobody_to_ask, now)
+    except WireError:
+        _followed[directory] = brought  # it will never be a kit; what is not yet valid may be one later
+        raise
+    _followed[directory] = brought
     return kit if (kit.roster, kit.certificate.pem) != held else None
 
 

@@ -17,7 +17,7 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
-from flwr.common.constant import HEARTBEAT_MIN_INTERVAL
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.common.serde import fab_from_proto, message_to_proto, run_from_proto
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
@@ -224,7 +224,7 @@ def connected(address: str, credentials: Credentials, last: Path) -> Iterator[Fl
 
 def _activated(client: FleetHttpClient, public: EllipticCurvePublicKey, last: Path) -> int:
     """The number that the coordinator gives this node. An earlier process that was killed is still active to it."""
-    request = ActivateNodeRequest(public_key=_encoded(public), heartbeat_interval=HEARTBEAT_MIN_INTERVAL)
+    request = ActivateNodeRequest(public_key=_encoded(public), heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
     try:
         number = int(client.ActivateNode(request).node_id)
     except httpx.HTTPStatusError as error:
@@ -244,7 +244,7 @@ def _encoded(key: object) -> bytes:
 
 def _beat(client: FleetHttpClient, node: Node) -> bool:
     """False is tried again; what is wrong with the connection the next call says."""
-    request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_MIN_INTERVAL)
+    request = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL)
     try:
         return bool(client.SendNodeHeartbeat(request).success)
     except (httpx.HTTPError, ValueError):

@@ -23,6 +23,7 @@ from client.courier import order_of, reply_to
 from client.enroll import NEWEST_KIT, Connection
 from client.exposed import CONNECTED, expose_site
 from client.fleet import Credentials, Fleet, Unreachable, connected
+from common.bundle import LARGEST
 from common.errors import FederationError, ProtocolError
 from common.files import write_atomically
 from common.log import configure, say, say_error
@@ -32,6 +33,7 @@ SOONEST, LATEST = 0.04, 0.5  # seconds between two looks at the bell: soon after
 _SLOWER = 1.25
 _ANYWAY = 5.0  # seconds after which is asked for messages though no bell rang
 _KIT_SECONDS = 60.0  # between two looks for a newer kit
+_LARGEST_KIT = 4_000_000  # bytes; one of a thousand sites has less than one million
 _LAST = Path("run") / "node.number"  # in the site's directory
 _LONGEST_PAUSE = 30.0  # seconds before the coordinator, or the worker, is tried again
 
@@ -120,7 +122,7 @@ class Carrier:
     def _hand_over(self, kit: bytes) -> None:
         """Put a kit where the worker finds it, which verifies and installs it."""
         path = self._directory / NEWEST_KIT
-        if kit and (not path.exists() or path.read_bytes() != kit):
+        if kit and len(kit) <= _LARGEST_KIT and (not path.exists() or path.read_bytes() != kit):
             write_atomically(path, kit)
 
     def _answered(self, fleet: Fleet, message: Message) -> tuple[Message, float]:
@@ -132,7 +134,7 @@ class Carrier:
         head: dict[str, Any] = {"action": action}
         if action == "join":
             content, signature = fleet.bundle(message.metadata.run_id)
-            head |= {"bundle": base64.b64encode(content).decode(), "signature": signature}
+            head |= {"bundle": base64.b64encode(content[: LARGEST + 1]).decode(), "signature": signature}
         data, metrics = self._worker.ask(head, order)
         return reply_to(message, data, metrics), time.monotonic() - started
 

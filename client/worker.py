@@ -72,6 +72,8 @@ def _follow(directory: Path) -> None:
             say(log, "kit installed", version=kit.roster.version)
     except FederationError as error:
         say_error(log, "kit not installed", error)
+    except OSError as error:  # a full disk, say: it is tried again with the next order
+        say(log, "kit not installed", logging.ERROR, message=error.strerror or str(error))
 
 
 def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> None:
@@ -80,7 +82,7 @@ def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> Non
         content = base64.b64decode(str(head["bundle"]), validate=True)
     except (KeyError, ValueError):
         raise ProtocolError("an order to join came without a bundle") from None
-    plan, signer = bundle.opened(content, str(head.get("signature", "")), site.roster.bundles)
+    plan, signer = bundle.opened(content, str(head.get("signature", "")), site.roster.bundles, order.run)
     require_bundle_key(site.policy, signer, site.roster.bundles)
     if plan_hash(plan) != order.plan:
         raise ProtocolError("the order carries another plan than the signed bundle")

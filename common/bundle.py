@@ -52,18 +52,19 @@ def build(plan: Plan) -> bytes:
     return build_fab_from_files(files)[0]
 
 
-def sign(content: bytes, key: Identity) -> str:
-    """`public key:signature` in hexadecimal, over the SHA-256 of the bundle."""
-    return f"{key.public.hex()}:{key.sign(CONTEXT, hashlib.sha256(content).digest()).hex()}"
+def sign(content: bytes, key: Identity, run: bytes) -> str:
+    """`public key:signature` in hexadecimal, over the SHA-256 of the bundle and the number of the one run it is for."""
+    return f"{key.public.hex()}:{key.sign(CONTEXT, hashlib.sha256(content).digest() + run).hex()}"
 
 
-def opened(content: bytes, signature: str, trusted: Collection[bytes]) -> tuple[Plan, bytes]:
+def opened(content: bytes, signature: str, trusted: Collection[bytes], run: bytes) -> tuple[Plan, bytes]:
     """The plan in a bundle, and the key that signed it.
 
-    trusted: public keys that may sign. Raises TrustError when none of them did, ProtocolError when the bundle is for
+    trusted: public keys that may sign. run: the run that is asked for: whoever may read a signature cannot use it for
+    another. Raises TrustError when none of them did, ProtocolError when the bundle is for
     another version or holds more than a plan.
     """
-    signer = _signer(content, signature, trusted)
+    signer = _signer(content, signature, trusted, run)
     found = _files(content)
     try:
         plan = fill(Plan, tomllib.loads(found[_PLAN].decode()))
@@ -80,7 +81,7 @@ def opened(content: bytes, signature: str, trusted: Collection[bytes]) -> tuple[
     return plan, signer
 
 
-def _signer(content: bytes, signature: str, trusted: Collection[bytes]) -> bytes:
+def _signer(content: bytes, signature: str, trusted: Collection[bytes], run: bytes) -> bytes:
     if len(content) > LARGEST:
         raise ProtocolError(f"a bundle of {len(content)} bytes; a plan has at most {LARGEST}")
     if not signature:
@@ -91,7 +92,7 @@ def _signer(content: bytes, signature: str, trusted: Collection[bytes]) -> bytes
         raise TrustError("the bundle's signature is not one") from None
     if key not in trusted:
         raise TrustError(f"the bundle is signed by a key that is not trusted here: {key.hex()[:16]}")
-    verify(key, CONTEXT, hashlib.sha256(content).digest(), proof)
+    verify(key, CONTEXT, hashlib.sha256(content).digest() + run, proof)
     return key
 
 

@@ -24,6 +24,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common import bundle
 from common.audit import BundleAccepted
+from common.config import fill, load_table
 from common.errors import FederationError, ProtocolError, WireError
 from common.log import configure, say_error
 from common.roster import Roster
@@ -77,9 +78,11 @@ def conduct(home: Path, task: Task) -> None:
     """The run from wherever its store says it stopped, to its report. Raises FederationError when it cannot go on."""
     roster = Roster.read(home / "roster.json")
     signature = str(task.settings.get("signature", ""))
-    plan, signer = bundle.opened(task.content, signature, roster.bundles)
+    run = _run_of(task.settings)
+    plan, signer = bundle.opened(task.content, signature, roster.bundles, run)
+    fill(ConsortiumSettings, load_table(home / "consortium.toml")).require_model(plan.model)
     key = digest(signer).hex()
-    store = RunStore.begin(home, _run_of(task.settings), plan, f"whoever holds the bundle key {key}")
+    store = RunStore.begin(home, run, plan, f"whoever holds the bundle key {key}")
     store.keep_bundle(task.content, signature)
     store.audit.note(BundleAccepted(store.run.hex(), digest(task.content).hex(), key))
     required = plan.federation.min_cohort
@@ -95,7 +98,7 @@ def conduct(home: Path, task: Task) -> None:
         task.say("round", record)
 
     try:
-        outcome = coordinate(task.grid, store, closed)
+        outcome = coordinate(task.grid, store, closed, task.grid.site_of)
     except FederationError as error:
         watch.ended(error)
         store.end(error.code)
@@ -133,7 +136,8 @@ def main(arguments: list[str] | None = None) -> int:
     beats.start()
     failed: FederationError | None = None
     try:
-        conduct(home, task)
+        with RunStore.held(home, _run_of(task.settings)):
+            conduct(home, task)
     except FederationError as error:
         failed = error
     except KeyboardInterrupt:  # from the heartbeat: the SuperLink says that the run is over

@@ -56,19 +56,20 @@ def _noting_the_end(store: RunStore) -> Iterator[None]:
     store.audit.note(RunEnded(store.run.hex(), "done"))
 
 
-def coordinate(grid: Grid, store: RunStore, on_round: OnRound) -> Outcome:
-    """The whole run, from wherever the store says it stopped."""
+def coordinate(
+    grid: Grid, store: RunStore, on_round: OnRound, site_of: Callable[[int], str] = lambda node: ""
+) -> Outcome:
+    """The whole run, from wherever the store says it stopped. site_of: see `Links`."""
     with _noting_the_end(store):
-        return _coordinate(grid, store, on_round)
+        return _coordinate(Links(grid, store.roster, site_of), store, on_round)
 
 
-def _coordinate(grid: Grid, store: RunStore, on_round: OnRound) -> Outcome:
-    links = Links(grid, store.roster)
+def _coordinate(links: Links, store: RunStore, on_round: OnRound) -> Outcome:
     joined = _join(links, store)
     rounds = _rounds(links, store, joined, on_round)
     rest = store.plan.last_round - rounds.closed
     if rest > 0:
-        rounds.start(grid, ArrayRecord(), num_rounds=rest, timeout=ROUND_TIMEOUT_SECONDS)
+        rounds.start(links.grid, ArrayRecord(), num_rounds=rest, timeout=ROUND_TIMEOUT_SECONDS)
     _take_release(links, store, rounds)
     return Outcome(tuple(links.by_site[site] for site in sorted(links.by_site)))
 
@@ -92,7 +93,7 @@ def _join(links: Links, store: RunStore) -> dict[str, str]:
         for message in links.grid.send_and_receive(messages, timeout=JOIN_TIMEOUT_SECONDS):
             node = message.metadata.src_node_id
             try:
-                answer = links.add(message)
+                answer = links.add(message, store.run, store.plan_hash)
             except FederationError as error:
                 answer = LeftOut.because(f"node {node}", error)
             if isinstance(answer, LeftOut):

@@ -78,6 +78,7 @@ class Unfinished:
     def __init__(self, home: Path, control: Control) -> None:
         self._home, self._control = home, control
         self._tried: dict[str, tuple[int, int]] = {}  # run -> rounds closed, and attempts since
+        self._stopped: set[int] = set()  # submissions that gave way to a new one
 
     def resubmit(self) -> None:
         """Each as it was submitted, under its own number, so that it goes on where it stopped."""
@@ -92,7 +93,12 @@ class Unfinished:
             if self._tried[run][1] > _ATTEMPTS:
                 store.end("LostConductor")
                 continue
+            newest = [one for one in listed if one.run == run][-1:]
+            if any(one.outcome == "stopped" and one.number not in self._stopped for one in newest):
+                store.end("stopped")  # by a person
+                continue
             for one in before:
+                self._stopped.add(one.number)
                 self._control.stop(one.number)
             content, signature = store.bundle()
             self._control.start(content, signature, run)
@@ -121,7 +127,7 @@ def run(home: Path) -> None:
             elif worked and not conductors.busy:
                 unfinished.resubmit()
             worked = conductors.busy
-        except (httpx.HTTPError, FederationError) as error:
+        except (httpx.HTTPError, FederationError, OSError) as error:
             say(log, "the SuperLink does not answer", logging.WARNING, message=str(error) or type(error).__name__)
             time.sleep(_PAUSE_SECONDS)
         time.sleep(_POLL_SECONDS)

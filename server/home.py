@@ -18,8 +18,8 @@ from common.addresses import Address, require_host
 from common.certificates import Authority, Certificate, Role, Root, read_roots
 from common.config import fill, load_table
 from common.enrolment import Kit
-from common.errors import ConfigError
-from common.federation import require
+from common.errors import ConfigError, ProtocolError
+from common.federation import ModelSettings, require
 from common.files import exclusive, write_atomically
 from common.keystore import is_open, load_secret
 from common.roster import COORDINATOR, Roster, install, require_consortium, require_name
@@ -34,6 +34,8 @@ class ConsortiumSettings:
     """consortium.toml. address: HOST:PORT at which sites and people reach the gateway.
 
     further_names: other DNS names or IP addresses of it. admins, researchers, auditors: people, each in one list.
+    model_factories: code (`package.module:function`) that a plan may have imported here to build its model; max_weights:
+    the largest model that is built here. Each site has its own limits in its policy.
     """
 
     name: str
@@ -42,6 +44,8 @@ class ConsortiumSettings:
     admins: tuple[str, ...] = ()
     researchers: tuple[str, ...] = ()
     auditors: tuple[str, ...] = ()
+    model_factories: tuple[str, ...] = ()
+    max_weights: int = 500_000_000
 
     def __post_init__(self) -> None:
         require_consortium(self.name)
@@ -58,6 +62,19 @@ class ConsortiumSettings:
     def hosts(self) -> tuple[str, ...]:
         """What the gateway's certificate names."""
         return tuple(dict.fromkeys((Address.parse(self.address).host, *self.further_names)))
+
+    def require_model(self, model: ModelSettings) -> None:
+        """Returns when the coordinator may build that model. Raises ProtocolError."""
+        if ":" in model.factory and model.factory not in self.model_factories:
+            raise ProtocolError(
+                f"the coordinator imports no code {model.factory!r} to build a model from",
+                "its administrator names it in consortium.toml: model_factories",
+            )
+        if model.dense_weights > self.max_weights:
+            raise ProtocolError(
+                f"a model of {model.dense_weights} weights; this coordinator builds {self.max_weights}",
+                "its administrator raises max_weights in consortium.toml",
+            )
 
     def role_of(self, name: str) -> Role | None:
         listed: dict[Role, tuple[str, ...]] = {

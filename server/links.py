@@ -1,7 +1,7 @@
 """The coordinator's side of the wire: which Flower node is which site, what was sent, what came back."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 from common.errors import FederationError, ProtocolError, TrustError
 from common.roster import Roster
-from common.wire import Envelope, decode, from_json
+from common.wire import Envelope, Kind, decode, from_json
 from server.round import LeftOut, refusal_of
 
 SMALL = 1_000_000  # bytes: up to there an envelope is one value, of fewer parts for Flower to carry than an array
@@ -67,8 +67,9 @@ def incoming(message: Message, roster: Roster) -> Reply:
 class Links:
     """All sites that joined, by name and by node."""
 
-    def __init__(self, grid: Grid, roster: Roster) -> None:
-        self.grid, self.roster = grid, roster
+    def __init__(self, grid: Grid, roster: Roster, site_of: Callable[[int], str] = lambda node: "") -> None:
+        """site_of: whose node it is, where the grid knows; empty where it does not, as in a simulation."""
+        self.grid, self.roster, self._site_of = grid, roster, site_of
         self.by_site: dict[str, Link] = {}
         self._by_node: dict[int, Link] = {}
 
@@ -116,14 +117,18 @@ class Links:
     def nodes(self) -> set[int]:
         return set(self._by_node)
 
-    def add(self, message: Message) -> Reply | LeftOut:
+    def add(self, message: Message, run: bytes, plan: bytes) -> Reply | LeftOut:
         """Learn from a join answer which site a node is. Raises FederationError when it is not to be trusted."""
         reply = incoming(message, self.roster)
         site, node = reply.envelope.sender, message.metadata.src_node_id
+        if self._site_of(node) not in ("", site):
+            raise TrustError(f"the node of {self._site_of(node)} answered in the name of {site}")
         if site in self.by_site:
             raise TrustError(f"two nodes say that they are {site}")
         if refused := refusal_of(reply.envelope):
             return refused
+        if (reply.envelope.kind, reply.envelope.run, reply.envelope.plan) != (Kind.ANSWER, run, plan):
+            raise TrustError(f"{site} answered for another run")
         model_hash = str(from_json(reply.envelope.body).get("model_hash"))
         link = Link(site, node, reply.envelope.round_number, model_hash, bytes_up=len(reply.data))
         self.by_site[site] = self._by_node[node] = link

@@ -160,9 +160,17 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
                 node=self.node, run_id=self.run.run_id, message_object_id=head.metadata.message_id
             )
         )
-        message: Message = inflate_object_from_contents(head.metadata.message_id, contents)
-        message.metadata.__dict__["_message_id"] = head.metadata.message_id
+        try:
+            message: Message = inflate_object_from_contents(head.metadata.message_id, contents)
+        except Exception as error:  # what a site sends is read here for the first time
+            return _in_place_of(head, ErrorCode.UNKNOWN, f"its answer cannot be read: {type(error).__name__}")
+        told = message_from_proto(head).metadata  # what the SuperLink knows of it, not what it says of itself
+        message.metadata.__dict__.update(told.__dict__)
         return message
+
+    def site_of(self, node: int) -> str:
+        """The name under which that node's key is registered, as on the roster; empty for a node that is gone."""
+        return next((str(one.name) for one in self.get_nodes() if one.node_id == node), "")
 
     def _part(self, node: int, since: str) -> Callable[[str], bytes]:
         """Fetches one part, which may still be on its way, unless nothing more is: then it raises _BrokenOff."""

@@ -8,9 +8,11 @@ DIR/aggregates/N       the sum of round N, as every site received it
 DIR/model              model state (readable runs), DIR/released.safetensors  the model the sites released
 """
 
+import fcntl
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +25,7 @@ from safetensors.numpy import save
 from common.append_log import AppendLog
 from common.audit import Audit, Released, RunSubmitted
 from common.config import fill, to_table
-from common.errors import ConfigError, ProtocolError
+from common.errors import ConfigError, FederationError, ProtocolError
 from common.federation import Plan
 from common.files import write_atomically
 from common.keystore import load_secret
@@ -81,11 +83,31 @@ class RunStore:
     def _home_of(directory: Path) -> Path:
         return directory.parents[1]
 
+    @staticmethod
+    @contextmanager
+    def held(home: Path, run: bytes) -> Iterator[None]:
+        """That run is this process's alone. Raises ProtocolError when another one conducts it."""
+        path = home / "runs" / f".{run.hex()}.lock"
+        path.parent.mkdir(exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError:
+            raise ProtocolError(f"run {run.hex()} is conducted already", "see: veilfed status") from None
+        finally:
+            os.close(descriptor)
+
     @classmethod
     def unfinished(cls, home: Path) -> "list[RunStore]":
         """Runs of signed bundles that have begun and not ended, in no order."""
         begun = [path.parent for path in (home / "runs").glob("*/bundle")]
-        return [cls.open(place) for place in begun if not (place / "ended").exists()]
+        found = []
+        for place in begun:
+            if not (place / "ended").exists():
+                with suppress(FederationError):  # a damaged one keeps no other from going on
+                    found.append(cls.open(place))
+        return found
 
     def keep_bundle(self, content: bytes, signature: str) -> None:
         """As it was submitted: with it the run can be submitted again. A run that had ended goes on from here."""

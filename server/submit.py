@@ -14,6 +14,7 @@ from common.encoding import public_scale
 from common.errors import ConfigError, FederationError, ProtocolError
 from common.federation import Plan, require
 from common.models import build, layer_sizes
+from common.wire import from_hex
 from server.account import Account
 from server.control import Control, Submitted, rebuilt
 
@@ -42,7 +43,7 @@ def complete(plan: Plan, sites: int) -> Plan:
 def submit(account: Account, plan: Plan, run: str = "") -> str:
     """Sign the plan and hand it in. Returns the run's number, hexadecimal. run: an earlier one to go on with."""
     content, number = bundle.build(plan), run or os.urandom(16).hex()
-    account.control.start(content, bundle.sign(content, account.bundle_key), number)
+    account.control.start(content, bundle.sign(content, account.bundle_key, from_hex(number)), number)
     return number
 
 

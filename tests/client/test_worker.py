@@ -56,7 +56,7 @@ def said(played: Coordinator, head: Mapping[str, Any], **changes: Any) -> tuple[
 
 def test_a_signed_bundle_of_the_orders_plan_is_joined_and_noted(played):
     content = bundle.build(played.store.plan)
-    kind, _ = said(played, head(content, bundle.sign(content, KEY)))
+    kind, _ = said(played, head(content, bundle.sign(content, KEY, played.store.run)))
     assert kind is Kind.ANSWER
     restart()
     site = Site.open(played.directories[ADLER])
@@ -75,12 +75,12 @@ def unsigned(plan: Plan) -> dict[str, Any]:
 
 def tampered(plan: Plan) -> dict[str, Any]:
     content = bundle.build(plan)
-    return head(content[:-1] + bytes([content[-1] ^ 1]), bundle.sign(content, KEY))
+    return head(content[:-1] + bytes([content[-1] ^ 1]), bundle.sign(content, KEY, played.store.run))
 
 
 def by_a_stranger(plan: Plan) -> dict[str, Any]:
     content = bundle.build(plan)
-    return head(content, bundle.sign(content, Identity.generate()))
+    return head(content, bundle.sign(content, Identity.generate(), played.store.run))
 
 
 def with_code(plan: Plan) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def with_code(plan: Plan) -> dict[str, Any]:
 
     files = {name: data for name, data in bundle._files(bundle.build(plan)).items() if not name.startswith(".info")}
     content = build_fab_from_files(files | {"client/app.py": b"raise SystemExit(1)\n"})[0]
-    return head(content, bundle.sign(content, KEY))
+    return head(content, bundle.sign(content, KEY, played.store.run))
 
 
 def of_another_version(plan: Plan) -> dict[str, Any]:
@@ -97,12 +97,12 @@ def of_another_version(plan: Plan) -> dict[str, Any]:
     files = {name: data for name, data in bundle._files(bundle.build(plan)).items() if not name.startswith(".info")}
     files["pyproject.toml"] = files["pyproject.toml"].replace(b'version = "', b'version = "9')
     content = build_fab_from_files(files)[0]
-    return head(content, bundle.sign(content, KEY))
+    return head(content, bundle.sign(content, KEY, played.store.run))
 
 
 def of_another_plan(plan: Plan) -> dict[str, Any]:
     content = bundle.build(fill(Plan, override(to_table(plan), ["federation.rounds=2"])))
-    return head(content, bundle.sign(content, KEY))
+    return head(content, bundle.sign(content, KEY, played.store.run))
 
 
 def no_text(plan: Plan) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def test_a_key_that_the_roster_trusts_and_the_sites_policy_does_not_signs_nothin
     policy = load_table(path) | {"bundle_keys": [digest(Identity.generate().public).hex()]}
     path.write_text(tomli_w.dumps(policy))
     content = bundle.build(played.store.plan)
-    kind, body = said(played, head(content, bundle.sign(content, KEY)))
+    kind, body = said(played, head(content, bundle.sign(content, KEY, played.store.run)))
     assert kind is Kind.REFUSAL
     assert body["code"] in ("TrustError", "PrivacyError")
 
@@ -171,7 +171,7 @@ def test_over_its_socket_the_worker_says_the_same_and_outlives_a_node_that_talks
             assert broken.recv(1) == b""
         answers = []
         for _ in range(2):
-            local_socket.send(node, head(content, bundle.sign(content, KEY)), order)
+            local_socket.send(node, head(content, bundle.sign(content, KEY, played.store.run)), order)
             answers.append(local_socket.receive(node)[1])
         return answers[0], answers[1]
 

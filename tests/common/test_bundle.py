@@ -16,10 +16,10 @@ from common.errors import FederationError, ProtocolError, TrustError
 from common.federation import Plan
 from common.signing import Identity
 
-KEY, OTHER = Identity.generate(), Identity.generate()
+KEY, OTHER, RUN = Identity.generate(), Identity.generate(), bytes(range(16))
 PLAN = fill(Plan, override(to_table(Plan()), ["federation.rounds=7", "model.inputs=[13]", "model.classes=2"]))
 CONTENT = bundle.build(PLAN)
-SIGNATURE = bundle.sign(CONTENT, KEY)
+SIGNATURE = bundle.sign(CONTENT, KEY, RUN)
 FILES = {name: data for name, data in bundle._files(CONTENT).items() if not name.startswith(".info")}
 
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 def opened(content: bytes, key: Identity = KEY) -> Plan:
     """Signed by a key that is trusted: what is left to refuse is what is in it."""
-    return bundle.opened(content, bundle.sign(content, key), [KEY.public])[0]
+    return bundle.opened(content, bundle.sign(content, key, RUN), [KEY.public], RUN)[0]
 
 
 def archive(files: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -40,7 +40,7 @@ def archive(files: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED)
 
 
 def test_what_was_signed_is_what_is_opened():
-    assert bundle.opened(CONTENT, SIGNATURE, [OTHER.public, KEY.public]) == (PLAN, KEY.public)
+    assert bundle.opened(CONTENT, SIGNATURE, [OTHER.public, KEY.public], RUN) == (PLAN, KEY.public)
 
 
 @settings(max_examples=20, deadline=None)
@@ -59,23 +59,29 @@ def test_any_plan_comes_back_and_is_built_the_same_wherever_it_is_built(rounds, 
     assert opened(content) == plan
 
 
-@pytest.mark.parametrize("signature", ["", ":", "zz:zz", "00", "00:00:00", f"{KEY.public.hex()}"])
+@pytest.mark.parametrize("signature", ["", ":", "zz:zz", "00", "00:00:00", "ab" * 32])
 def test_a_bundle_without_a_signature_is_none(signature):
     with pytest.raises(TrustError, match=r"not signed|signature is not one|not trusted here"):
-        bundle.opened(CONTENT, signature, [KEY.public])
+        bundle.opened(CONTENT, signature, [KEY.public], RUN)
 
 
 def test_a_key_that_nobody_trusts_signs_nothing():
     with pytest.raises(TrustError, match="a key that is not trusted here"):
-        bundle.opened(CONTENT, bundle.sign(CONTENT, OTHER), [KEY.public])
+        bundle.opened(CONTENT, bundle.sign(CONTENT, OTHER, RUN), [KEY.public], RUN)
     with pytest.raises(TrustError, match="a key that is not trusted here"):
-        bundle.opened(CONTENT, SIGNATURE, [])
+        bundle.opened(CONTENT, SIGNATURE, [], RUN)
+
+
+def test_a_signature_is_for_one_run_and_no_other():
+    """Whoever may list runs sees the signature of each: it must not pass for a run of their own."""
+    with pytest.raises(TrustError, match="does not hold"):
+        bundle.opened(CONTENT, SIGNATURE, [KEY.public], bytes(16))
 
 
 def test_a_trusted_name_under_anothers_signature_is_refused():
-    _, proof = bundle.sign(CONTENT, OTHER).split(":")
+    _, proof = bundle.sign(CONTENT, OTHER, RUN).split(":")
     with pytest.raises(TrustError):
-        bundle.opened(CONTENT, f"{KEY.public.hex()}:{proof}", [KEY.public])
+        bundle.opened(CONTENT, f"{KEY.public.hex()}:{proof}", [KEY.public], RUN)
 
 
 @settings(max_examples=60, deadline=None)
@@ -83,13 +89,13 @@ def test_a_trusted_name_under_anothers_signature_is_refused():
 def test_a_bundle_in_which_any_byte_was_changed_is_refused(place, change):
     changed = CONTENT[:place] + bytes([CONTENT[place] ^ change]) + CONTENT[place + 1 :]
     with pytest.raises(TrustError):
-        bundle.opened(changed, SIGNATURE, [KEY.public])
+        bundle.opened(changed, SIGNATURE, [KEY.public], RUN)
 
 
 def test_the_signature_of_one_plan_is_not_that_of_another():
     other = bundle.build(fill(Plan, override(to_table(PLAN), ["federation.rounds=8"])))
     with pytest.raises(TrustError):
-        bundle.opened(other, SIGNATURE, [KEY.public])
+        bundle.opened(other, SIGNATURE, [KEY.public], RUN)
 
 
 def changed(change: Callable[[dict[str, bytes]], None]) -> bytes:
@@ -175,7 +181,7 @@ def test_an_archive_that_lies_about_what_it_unpacks_to_is_refused():
 
 def test_a_bundle_that_is_too_long_is_refused_before_its_signature_is_looked_at():
     with pytest.raises(ProtocolError, match="a plan has at most"):
-        bundle.opened(bytes(bundle.LARGEST + 1), "", [KEY.public])
+        bundle.opened(bytes(bundle.LARGEST + 1), "", [KEY.public], RUN)
 
 
 def test_an_encrypted_or_strangely_packed_archive_is_refused():

@@ -366,10 +366,10 @@ def test_bundles():
         for name, data in bundle._files(good).items():
             archive.writestr(name, data)
     seeds = [good, plain.getvalue()]
-    fuzz(bytes_like(seeds), lambda data: bundle.opened(data, bundle.sign(data, ALICE), [ALICE.public]))
-    signature = bundle.sign(good, ALICE)
+    fuzz(bytes_like(seeds), lambda data: bundle.opened(data, bundle.sign(data, ALICE, RUN), [ALICE.public], RUN))
+    signature = bundle.sign(good, ALICE, RUN)
     texts = nearly([signature.encode()]).map(lambda data: data.decode("latin-1")) | st.text(max_size=9)
-    fuzz(texts, lambda text: bundle.opened(good, text, [ALICE.public]), 0.02)
+    fuzz(texts, lambda text: bundle.opened(good, text, [ALICE.public], RUN), 0.02)
 
 
 def test_messages_on_the_sites_own_socket():

@@ -135,35 +135,35 @@ def test_a_run_that_was_stopped_says_so_and_goes_on_when_it_is_asked_for(deploym
 # --- bundles, straight to the Control API with the administrator's certificate
 
 
-def unsigned(deployment: Deployment, content: bytes) -> tuple[bytes, str]:
+def unsigned(deployment: Deployment, content: bytes, run: bytes) -> tuple[bytes, str]:
     return content, ""
 
 
-def tampered(deployment: Deployment, content: bytes) -> tuple[bytes, str]:
+def tampered(deployment: Deployment, content: bytes, run: bytes) -> tuple[bytes, str]:
     other = bundle.build(replace(deployment.plan(), federation=replace(deployment.plan().federation, rounds=2)))
-    return other, bundle.sign(content, Account.of(deployment.home).bundle_key)
+    return other, bundle.sign(content, Account.of(deployment.home).bundle_key, run)
 
 
-def by_a_stranger(deployment: Deployment, content: bytes) -> tuple[bytes, str]:
-    return content, bundle.sign(content, Identity.generate())
+def by_a_stranger(deployment: Deployment, content: bytes, run: bytes) -> tuple[bytes, str]:
+    return content, bundle.sign(content, Identity.generate(), run)
 
 
-def with_code(deployment: Deployment, content: bytes) -> tuple[bytes, str]:
+def with_code(deployment: Deployment, content: bytes, run: bytes) -> tuple[bytes, str]:
     from flwr.cli.build import build_fab_from_files
 
     files = bundle._files(content) | {"server/app.py": b"raise SystemExit('hello')\n"}
     files = {name: data for name, data in files.items() if not name.startswith(".info")}
     more = build_fab_from_files(files)[0]
-    return more, bundle.sign(more, Account.of(deployment.home).bundle_key)
+    return more, bundle.sign(more, Account.of(deployment.home).bundle_key, run)
 
 
-def of_another_version(deployment: Deployment, content: bytes) -> tuple[bytes, str]:
+def of_another_version(deployment: Deployment, content: bytes, run: bytes) -> tuple[bytes, str]:
     from flwr.cli.build import build_fab_from_files
 
     files = {name: data for name, data in bundle._files(content).items() if not name.startswith(".info")}
     files["pyproject.toml"] = files["pyproject.toml"].replace(b'version = "', b'version = "9')
     other = build_fab_from_files(files)[0]
-    return other, bundle.sign(other, Account.of(deployment.home).bundle_key)
+    return other, bundle.sign(other, Account.of(deployment.home).bundle_key, run)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def of_another_version(deployment: Deployment, content: bytes) -> tuple[bytes, s
 )
 def test_a_bundle_that_is_not_what_it_should_be_is_refused_before_any_site_is_asked(deployment, forge, error, reason):
     number = np.random.default_rng().bytes(16).hex()
-    content, signature = forge(deployment, bundle.build(deployment.plan()))
+    content, signature = forge(deployment, bundle.build(deployment.plan()), bytes.fromhex(number))
     Account.of(deployment.home).control.start(content, signature, number)
     with pytest.raises(error, match=reason):
         Run(deployment, number).report()

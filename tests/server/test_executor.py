@@ -82,7 +82,7 @@ def begun(tmp_path: Path) -> RunStore:
     """A run whose conductor is gone."""
     store = RunStore.open(workplace(tmp_path / "run").run)
     content = bundle.build(store.plan)
-    store.keep_bundle(content, bundle.sign(content, KEY))
+    store.keep_bundle(content, bundle.sign(content, KEY, store.run))
     return store
 
 
@@ -94,7 +94,7 @@ def test_a_run_without_a_conductor_is_submitted_again_as_it_was(begun):
     control = Control()
     Unfinished(home_of(begun), control).resubmit()
     assert control.started == [(*begun.bundle(), begun.run.hex())]
-    assert bundle.opened(*begun.bundle(), [KEY.public])[0] == begun.plan
+    assert bundle.opened(*begun.bundle(), [KEY.public], begun.run)[0] == begun.plan
 
 
 def test_one_that_waits_already_is_not_submitted_twice(begun):

@@ -144,7 +144,7 @@ def test_what_is_submitted_is_the_plan_signed_by_the_bundle_key_under_a_number_o
     assert len(numbers) == 3
     for content, signature, run in sent:
         assert run in numbers
-        assert bundle.opened(content, signature, [key.public]) == (PLAN, key.public)
+        assert bundle.opened(content, signature, [key.public], bytes.fromhex(run)) == (PLAN, key.public)
     assert submit(Account, PLAN, RUN) == RUN  # type: ignore[arg-type]
 
 
