@@ -30,6 +30,7 @@ from flwr.superlink.grid import HttpGrid
 SOONEST, LATEST = 0.05, 0.5  # seconds between two looks
 _SLOWER = 1.25
 _ROLL_CALL = 2.0  # seconds between two looks at which nodes came back
+_BACK_SOON = 3 * _ROLL_CALL  # seconds for a node that was there when it was asked
 _STALLED = 60.0  # seconds without another part of a reply that has begun to come
 _OBJECT_PAUSE = 0.05  # seconds before a part that is still on its way is asked for again
 
@@ -74,12 +75,14 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Each reply as it arrives; ends when all have come or patience has. `timeout` is Flower's, and not used.
 
-        A node that is away answers with an error of the SuperLink's, at once when too few are left to go on with no
-        wait, else when it has had the time of `Patience.least` to come back.
+        For a node that is away the SuperLink's error is its answer: at once when it was away before it was asked, in a
+        moment when it went since, as nodes do to connect with another certificate, and when too few are left to go on
+        without it, once it has had the time of `Patience.least` to come back.
         """
         orders = {_node(order): order for order in messages}
-        since = self._activations()
+        since = there = self._activations()
         away: dict[int, Message] = {}
+        left_at: dict[int, float] = {}
         waiting = self._push(orders.values(), away)
         started = called = time.monotonic()
         answered: dict[int, float] = {}
@@ -92,14 +95,15 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
                 if reply is None:
                     called = 0.0  # the next look at who is there finds that it connected anew
                 elif _is_away(reply):
-                    away[node] = _from(reply, node)
+                    away[node], left_at[node] = _from(reply, node), time.monotonic()
                 elif node not in answered:
                     answered[node] = time.monotonic() - started
                     quiet = False
                     yield _from(reply, node)
             now, missing = time.monotonic(), len(orders) - len(answered)
             hopeless = self.patience.enough <= len(orders) and len(answered) < self.patience.enough
-            all_away = missing == sum(node not in answered for node in away)
+            gone = {node for node in away if node not in there or now - left_at.get(node, 0.0) > _BACK_SOON}
+            all_away = missing == len(gone - answered.keys())
             if now - started > self.patience.until(list(answered.values())) or (
                 all_away and not (hopeless and now - started < self.patience.least)
             ):

@@ -242,6 +242,33 @@ def test_when_too_few_are_there_those_who_are_away_have_time_to_come_back():
     assert sorted(said) == ["node 2, order 2", "node 3, order 2"]
 
 
+def test_a_node_that_connects_with_another_certificate_is_missed_by_nobody():
+    """It is away for a moment while the others, who are enough, answer."""
+    superlink = Failing({2: at_once, 3: at_once, 4: at_once})
+    superlink.gone = {4}
+
+    def back() -> None:
+        superlink.gone = set()
+        superlink.activated[4] = "second"
+
+    threading.Timer(0.5, back).start()
+    said = [words(reply) for reply in grid_over(superlink, Patience(2)).send_and_receive(orders(2, 3, 4))]
+    assert sorted(said) == ["node 2, order 1", "node 3, order 1", "node 4, order 2"]
+
+
+def test_a_node_that_was_away_before_holds_up_nobody():
+    class Away(Failing):
+        def GetNodes(self, request: Any) -> GetNodesResponse:  # noqa: N802
+            nodes = [NodeInfo(node_id=node, last_activated_at="first") for node in self.activated if node != 4]
+            return GetNodesResponse(nodes=nodes)
+
+    superlink = Away({2: at_once, 3: at_once, 4: at_once})
+    superlink.gone = {4}
+    started = time.monotonic()
+    assert len(list(grid_over(superlink, Patience(2)).send_and_receive(orders(2, 3, 4)))) == 3
+    assert time.monotonic() - started < 3 * polling._ROLL_CALL
+
+
 def test_those_who_do_not_come_back_are_told_of_when_their_time_is_over():
     superlink = Failing({2: at_once, 3: at_once})
     superlink.gone = {2, 3}
