@@ -30,6 +30,7 @@ from common.log import configure, say_error
 from common.roster import Roster
 from common.wire import digest, from_hex
 from server.coordinate import coordinate, longest_reply
+from server.home import ConsortiumSettings
 from server.loopback import Loopback
 from server.observed import Watch
 from server.outcome import report_of

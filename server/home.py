@@ -34,8 +34,8 @@ class ConsortiumSettings:
     """consortium.toml. address: HOST:PORT at which sites and people reach the gateway.
 
     further_names: other DNS names or IP addresses of it. admins, researchers, auditors: people, each in one list.
-    model_factories: code (`package.module:function`) that a plan may have imported here to build its model; max_weights:
-    the largest model that is built here. Each site has its own limits in its policy.
+    model_factories: code (`package.module:function`) that a plan may have imported here to build its model.
+    max_weights: of the largest model that is built here. Each site has its own limits in its policy.
     """
 
     name: str

@@ -65,48 +65,53 @@ def test_a_signed_bundle_of_the_orders_plan_is_joined_and_noted(played):
     assert (site.directory / "runs" / played.store.run.hex()).is_dir()
 
 
-def plain(plan: Plan) -> dict[str, Any]:
+def plain(plan: Plan, run: bytes) -> dict[str, Any]:
     return {"action": "join"}
 
 
-def unsigned(plan: Plan) -> dict[str, Any]:
+def unsigned(plan: Plan, run: bytes) -> dict[str, Any]:
     return head(bundle.build(plan), "")
 
 
-def tampered(plan: Plan) -> dict[str, Any]:
+def tampered(plan: Plan, run: bytes) -> dict[str, Any]:
     content = bundle.build(plan)
-    return head(content[:-1] + bytes([content[-1] ^ 1]), bundle.sign(content, KEY, played.store.run))
+    return head(content[:-1] + bytes([content[-1] ^ 1]), bundle.sign(content, KEY, run))
 
 
-def by_a_stranger(plan: Plan) -> dict[str, Any]:
+def by_a_stranger(plan: Plan, run: bytes) -> dict[str, Any]:
     content = bundle.build(plan)
-    return head(content, bundle.sign(content, Identity.generate(), played.store.run))
+    return head(content, bundle.sign(content, Identity.generate(), run))
 
 
-def with_code(plan: Plan) -> dict[str, Any]:
+def with_code(plan: Plan, run: bytes) -> dict[str, Any]:
     from flwr.cli.build import build_fab_from_files
 
     files = {name: data for name, data in bundle._files(bundle.build(plan)).items() if not name.startswith(".info")}
     content = build_fab_from_files(files | {"client/app.py": b"raise SystemExit(1)\n"})[0]
-    return head(content, bundle.sign(content, KEY, played.store.run))
+    return head(content, bundle.sign(content, KEY, run))
 
 
-def of_another_version(plan: Plan) -> dict[str, Any]:
+def of_another_version(plan: Plan, run: bytes) -> dict[str, Any]:
     from flwr.cli.build import build_fab_from_files
 
     files = {name: data for name, data in bundle._files(bundle.build(plan)).items() if not name.startswith(".info")}
     files["pyproject.toml"] = files["pyproject.toml"].replace(b'version = "', b'version = "9')
     content = build_fab_from_files(files)[0]
-    return head(content, bundle.sign(content, KEY, played.store.run))
+    return head(content, bundle.sign(content, KEY, run))
 
 
-def of_another_plan(plan: Plan) -> dict[str, Any]:
+def of_another_plan(plan: Plan, run: bytes) -> dict[str, Any]:
     content = bundle.build(fill(Plan, override(to_table(plan), ["federation.rounds=2"])))
-    return head(content, bundle.sign(content, KEY, played.store.run))
+    return head(content, bundle.sign(content, KEY, run))
 
 
-def no_text(plan: Plan) -> dict[str, Any]:
+def no_text(plan: Plan, run: bytes) -> dict[str, Any]:
     return {"action": "join", "bundle": "***", "signature": 3}
+
+
+def of_another_run(plan: Plan, run: bytes) -> dict[str, Any]:
+    content = bundle.build(plan)
+    return head(content, bundle.sign(content, KEY, bytes(16)))
 
 
 @pytest.mark.parametrize(
@@ -117,13 +122,14 @@ def no_text(plan: Plan) -> dict[str, Any]:
         (unsigned, "TrustError", "not signed"),
         (tampered, "TrustError", "signature"),
         (by_a_stranger, "TrustError", "not trusted here"),
+        (of_another_run, "TrustError", "signature"),
         (with_code, "ProtocolError", "more than a plan"),
         (of_another_version, "ProtocolError", "is for veilfed 9"),
         (of_another_plan, "ProtocolError", "another plan than the signed bundle"),
     ],
 )
 def test_every_other_bundle_is_refused_with_its_reason_and_nothing_of_the_run_is_kept(played, forge, code, reason):
-    kind, body = said(played, forge(played.store.plan))
+    kind, body = said(played, forge(played.store.plan, played.store.run))
     assert kind is Kind.REFUSAL
     assert body["code"] == code
     assert reason in body["message"]
