@@ -65,7 +65,13 @@ class Outcome:
 def run_all(
     scenarios: Sequence[Scenario], out: Path, quick: bool, overrides: Sequence[str] = (), say: Say = lambda line: None
 ) -> dict[str, Any]:
-    """Play them one after the other. What needs data that is not there is skipped, with the reason."""
+    """Play them one after the other. What needs data that is not there is skipped, with the reason.
+
+    Raises ConfigError, before anything is played, where one was played before: its ledgers would remember.
+    """
+    for scenario in scenarios:
+        if (out / scenario.name).exists():
+            raise ConfigError(f"{out / scenario.name} holds an earlier scenario", "name another --out")
     done: list[dict[str, Any]] = []
     skipped: list[str] = []
     identity = identity_at(out / "coordinator")

@@ -1,6 +1,7 @@
 """`veilfed scenario ...`: privacy scenarios by name."""
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -68,6 +69,9 @@ def _show_one(result: Mapping[str, Any]) -> str:
 
 
 def _run(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", "1"
+    )  # before torch: threads that wait for each other cost small models most
     from scenarios.run import run_all, worst_exit
     from scenarios.scenario import load, scenario_names
 

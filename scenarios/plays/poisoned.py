@@ -31,7 +31,7 @@ rules: Mapping[str, Rule] = RULES  # what the sites apply
 
 def grid(stage: Stage) -> Played:
     """Every attack by a fifth of twenty sites against every rule, on single updates and on means of buckets of two."""
-    rounds, bad = 3 if stage.quick else 12, _SITES // 5
+    rounds, bad = 4 if stage.quick else 12, _SITES // 5
     names, attacks = list(rules), ["label-flip", *ATTACKS]
     clean = _score(_run([], "", rules["mean"], 0, rounds, 1))
     tables: dict[int, NDArray[np.float64]] = {}

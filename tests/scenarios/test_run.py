@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from common.errors import ConfigError
 from scenarios import run as runner
 from scenarios.cli import main
 from scenarios.run import run_all, worst_exit
@@ -64,6 +65,14 @@ def test_each_report_is_signed(plays, tmp_path):
     signed = verify_report(tmp_path / "baseline")
     require_claim_stands(signed.said)
     assert signed.said["name"] == "baseline"
+
+
+def test_no_scenario_is_played_on_the_ledgers_of_an_earlier_one(plays, tmp_path):
+    plays(leak=0.5, use=1.0)
+    run_all([scenario()], tmp_path, quick=True)
+    with pytest.raises(ConfigError, match="earlier scenario"):
+        run_all([scenario("private"), scenario()], tmp_path, quick=True)
+    assert not (tmp_path / "private").exists()
 
 
 def test_what_needs_data_that_is_not_there_is_skipped_and_named(plays, tmp_path, monkeypatch):
