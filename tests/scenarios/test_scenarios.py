@@ -99,7 +99,7 @@ FLIPS: Mapping[str, Sequence[Flip]] = {
     ],
     "hospital-network": [
         Flip(["epsilon"], ["privacy.mode=none"]),
-        Flip(["byte_surprise", "smallest_opened"], ["privacy.mode=none", "encryption.preset=none", "metrics.every=0"]),
+        Flip(["byte_surprise"], ["privacy.mode=none", "encryption.preset=none", "metrics.every=0"]),
         Flip(["report_verified"], patch=lambda p: p.setattr("scenarios.simulate.sign_report", nothing)),
     ],
     "poisoned-sites": [Flip(["lost_single", "lost_buckets"], patch=only_the_mean)],
