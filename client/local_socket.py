@@ -11,34 +11,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError, ProtocolError, TrustError
+from common.errors import ProtocolError, TrustError
+from common.unix_sockets import reachable
 from common.wire import from_json, to_json
 
 SOCKET = "run/worker.sock"  # below the site's directory, in the place that worker and node share
 _HEAD, _BODY = struct.Struct(">I"), struct.Struct(">Q")
 _LONGEST_HEAD = 4_000_000  # bytes: a bundle in it, as text
 _LONGEST_BODY = 2**36
-_LONGEST_PATH = 100  # bytes: what Linux takes for the address of a Unix socket is 107
 _CREDENTIALS = struct.Struct("3i")  # process, user, group: SO_PEERCRED, unix(7)
 
 
-def address(directory: Path) -> str:
-    """Where the worker of that site listens. Raises ConfigError where the path is too long for a socket."""
-    path = directory.absolute() / SOCKET
-    if len(os.fsencode(path)) > _LONGEST_PATH:
-        raise ConfigError(f"{path} is too long a path for a Unix socket", "keep the site in a shorter directory")
-    return str(path)
+def address(directory: Path) -> Path:
+    """Where the worker of that site listens."""
+    return directory.absolute() / SOCKET
 
 
 def listen(directory: Path) -> socket.socket:
     """The worker's end: for this user alone. One that a worker left behind when it was killed is replaced."""
     path = address(directory)
-    Path(path).parent.mkdir(mode=0o700, exist_ok=True)
-    Path(path).unlink(missing_ok=True)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.unlink(missing_ok=True)
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
-        server.bind(path)
+        with reachable(path) as near:
+            server.bind(near)
     finally:
         os.umask(before)
     server.listen()

@@ -28,6 +28,7 @@ from common.errors import FederationError, ProtocolError
 from common.files import write_atomically
 from common.log import configure, say, say_error
 from common.monitoring import address_in
+from common.unix_sockets import connect
 
 SOONEST, LATEST = 0.04, 0.5  # seconds between two looks at the bell: soon after a message, and when all is quiet
 _SLOWER = 1.25
@@ -53,8 +54,7 @@ class Worker:
         while True:
             try:
                 if self._connection is None:
-                    self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                    self._connection.connect(self._address)
+                    self._connection = connect(self._address)
                 local_socket.send(self._connection, head, order)
                 said, data = local_socket.receive(self._connection)
                 return data, said["metrics"]
@@ -153,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         carrier = Carrier(directory)
         if address := address_in(os.environ):
-            expose_site(directory, address, local_socket.address(directory), lambda: carrier.connected)
+            expose_site(directory, address, str(local_socket.address(directory)), lambda: carrier.connected)
         carrier.run()
     except FederationError as error:
         say_error(log, "not started", error)

@@ -1,6 +1,5 @@
 """Starts a site: the list of its processes, each with no more of this machine than its work needs."""
 
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from client.exposed import CONNECTED
 from common.errors import ConfigError
 from common.monitoring import VARIABLE
 from common.supervisor import Child, environment, module, require_ready, status, supervise
+from common.unix_sockets import connect
 
 _COMPUTES = (
     "CUDA_VISIBLE_DEVICES",
@@ -46,11 +46,13 @@ def processes(directory: Path) -> tuple[Child, ...]:
     )
 
 
-def listens(path: str) -> bool:
+def listens(path: Path) -> bool:
     """Whether somebody answers at that Unix socket."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(_LOOK_SECONDS)
-        return probe.connect_ex(path) == 0
+    try:
+        with connect(path, _LOOK_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def known(directory: Path) -> Mapping[str, Any]:

@@ -9,7 +9,10 @@ import http.client
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from common.unix_sockets import connect
 
 _PATIENCE = 3.0  # seconds
 
@@ -17,10 +20,8 @@ _PATIENCE = 3.0  # seconds
 def answers(where: str) -> bool:
     try:
         if where.startswith("/"):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as tried:
-                tried.settimeout(_PATIENCE)
-                tried.connect(where)
-            return True
+            with connect(Path(where), _PATIENCE):
+                return True
         if where.startswith("http://"):
             page = urlsplit(where)
             connection = http.client.HTTPConnection(page.netloc, timeout=_PATIENCE)

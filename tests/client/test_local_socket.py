@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client import local_socket
-from common.errors import ConfigError, ProtocolError, TrustError, WireError
+from common.errors import ProtocolError, TrustError, WireError
+from common.unix_sockets import connect
 
 NOBODY = 65534
 
@@ -111,6 +112,12 @@ def test_another_user_is_not_heard_whatever_the_permissions():
         assert os.waitpid(stranger, 0)[1] == 0
 
 
-def test_a_path_that_no_socket_can_have_is_named(place):
-    with pytest.raises(ConfigError, match="too long a path"):
-        local_socket.address(place / ("x" * 100))
+def test_a_site_may_lie_deeper_than_an_address_is_long(place):
+    deep = place / ("x" * 100) / ("y" * 100)
+    deep.mkdir(parents=True)
+    with local_socket.listen(deep) as server, connect(local_socket.address(deep), 30):
+        connection, _ = server.accept()
+        with connection:
+            local_socket.require_same_user(connection)
+    with pytest.raises(OSError, match="refused"):
+        connect(local_socket.address(deep), 30)

@@ -22,6 +22,7 @@ from common.federation import Plan
 from common.keystore import load_secret
 from common.roster import Roster, install
 from common.signing import Identity
+from common.unix_sockets import connect
 from common.wire import Kind, digest, from_json
 from tests.by_hand import NAMES, Coordinator, restart, workplace
 
@@ -153,9 +154,7 @@ def converse(directory: Path, talk: Callable[[socket.socket], Any]) -> Any:
     """With a worker that serves at its socket."""
     server = local_socket.listen(directory)
     threading.Thread(target=_until_closed, args=(directory, server), daemon=True).start()
-    with server, socket.socket(socket.AF_UNIX) as node:
-        node.settimeout(60)
-        node.connect(local_socket.address(directory))
+    with server, connect(local_socket.address(directory), 60) as node:
         return talk(node)
 
 
@@ -170,9 +169,7 @@ def test_over_its_socket_the_worker_says_the_same_and_outlives_a_node_that_talks
     order = played.order(0, played.join_order())
 
     def talk(node: socket.socket) -> tuple[bytes, bytes]:
-        with socket.socket(socket.AF_UNIX) as broken:
-            broken.settimeout(60)
-            broken.connect(local_socket.address(directory))
+        with connect(local_socket.address(directory), 60) as broken:
             broken.sendall(b"\xff" * 4)
             assert broken.recv(1) == b""
         answers = []

@@ -218,7 +218,7 @@ def test_a_node_that_has_neither_records_nor_identity_nor_ledger_does_its_work(d
             for name, place in (("client.worker", site), ("client.node", bare))
         ]
         try:
-            eventually(lambda: listens(str(site / SOCKET)), "the worker listens")
+            eventually(lambda: listens(site / SOCKET), "the worker listens")
             eventually(lambda: "connected" in (tmp_path / "words").read_text(), "the node is connected")
             report = deployment.run("federation.rounds=1").report()
             assert "switzerland" in report["rounds"][0]["sites"]

@@ -26,6 +26,7 @@ from common.errors import ProtocolError, TrustError
 from common.signing import Identity
 from common.supervisor import environment, module, status
 from common.tls_keys import TlsKey
+from common.unix_sockets import connect
 from scenarios.simulate import simulate
 from scenarios.simulation import set_up
 from server.account import Account
@@ -245,7 +246,7 @@ def test_a_certificate_that_ended_is_named_with_its_date_and_the_next_step(deplo
 class Meddler:
     """Between a node and its worker: passes all on, and changes the answers to one action."""
 
-    def __init__(self, directory: Path, worker: str, action: str, change: Callable[[bytes], bytes]) -> None:
+    def __init__(self, directory: Path, worker: Path, action: str, change: Callable[[bytes], bytes]) -> None:
         self._server, self._worker = local_socket.listen(directory), worker
         self._action, self._change = action, change
         threading.Thread(target=self._serve, daemon=True).start()
@@ -256,8 +257,7 @@ class Meddler:
             threading.Thread(target=self._between, args=(connection,), daemon=True).start()
 
     def _between(self, node: socket.socket) -> None:
-        with node, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as worker:
-            worker.connect(self._worker)
+        with node, connect(self._worker) as worker:
             try:
                 while True:
                     head, order = local_socket.receive(node)
