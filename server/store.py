@@ -11,6 +11,7 @@ DIR/model              model state (readable runs), DIR/released.safetensors  th
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from common.model_state import ModelState
 from common.roster import Roster
 from common.signing import Identity
 from common.wire import decode, digest, from_hex, from_json, plan_hash, to_json
+
+_ENDING_SECONDS = 60.0  # that a conductor takes at most to hear that its run was handed to another
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,17 @@ class RunStore:
     @staticmethod
     @contextmanager
     def held(home: Path, run: bytes) -> Iterator[None]:
-        """That run is this process's alone. Raises ProtocolError when another one conducts it."""
+        """That run is this process's alone. Raises ProtocolError when another one conducts it, and does not end."""
         path = home / "runs" / f".{run.hex()}.lock"
         path.parent.mkdir(exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            until = time.monotonic() + _ENDING_SECONDS
+            while not _locked(descriptor):
+                if time.monotonic() > until:
+                    raise ProtocolError(f"run {run.hex()} is conducted already", "see: veilfed status")
+                time.sleep(0.2)
             yield
-        except BlockingIOError:
-            raise ProtocolError(f"run {run.hex()} is conducted already", "see: veilfed status") from None
         finally:
             os.close(descriptor)
 
@@ -226,3 +231,11 @@ class RunStore:
     @cached_property
     def _log(self) -> AppendLog:
         return AppendLog(self.directory / "rounds.jsonl")
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

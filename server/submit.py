@@ -18,7 +18,7 @@ from common.wire import from_hex
 from server.account import Account
 from server.control import Control, Submitted, rebuilt
 
-_LOST_SECONDS = 120.0  # within which a run whose conductor was lost goes on
+_LOST_SECONDS = 300.0  # within which a run whose conductor was lost goes on: a machine starts again
 _LOOK_SECONDS = 0.5
 
 
