@@ -156,7 +156,7 @@ def test_the_table_is_what_was_decided():
     assert table["researcher"] == reads | {control + name for name in ("start-run", "stop-run")}
     nodes = {control + name for name in ("register-node", "unregister-node")}
     assert table["admin"] == table["auditor"] | table["researcher"] | nodes
-    assert table["site"] - {"/v1/bell"} == {path for path in flower_paths() if path.startswith(fleet)} - {
+    assert table["site"] - {"/v1/bell", "/v1/kit"} == {path for path in flower_paths() if path.startswith(fleet)} - {
         fleet + "register-node",
         fleet + "unregister-node",
     }
@@ -261,6 +261,25 @@ def test_counters_are_on_the_loopback(door: Door):
     answer = httpx.get(f"http://{LOOPBACK}:{door.ports.status}/status")
     assert "Active connections" in answer.text
     assert httpx.get(f"http://{LOOPBACK}:{door.ports.status}/v1/control/list-runs").status_code == 404
+
+
+def test_a_site_is_shown_its_own_kit_and_nobody_elses(door: Door, people):
+    kits, before = door.consortium.home / "kits", door.reached_superlink()
+    kits.mkdir(exist_ok=True)
+    address = f"https://localhost:{door.port}/v1/kit"
+    sites = {name: door.consortium.admit(name, "site") for name in ("adler", "bussard", "kitless")}
+    for name in ("adler", "bussard"):
+        (kits / f"{name}.json").write_text(f"of {name}")
+    for name, person in sites.items():
+        with httpx.Client(verify=door.tls(person), timeout=20) as client:
+            answer = client.get(address, params={"name": "adler"}, headers={"X-Veilfed-Name": "adler"})
+            expected = (404, None) if name == "kitless" else (200, f"of {name}")
+            assert (answer.status_code, answer.text if answer.status_code == 200 else None) == expected
+            assert client.get(f"{address}/../../bundle.key").status_code == 404
+    for role in ("admin", "researcher", "auditor"):
+        with httpx.Client(verify=door.tls(people[role]), timeout=20) as client:
+            assert client.get(address).status_code == 403
+    assert door.reached_superlink() == before
 
 
 def test_the_bell_is_for_sites_and_costs_the_superlink_nothing(door: Door, people):
