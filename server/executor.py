@@ -78,7 +78,6 @@ class Unfinished:
     def __init__(self, home: Path, control: Control) -> None:
         self._home, self._control = home, control
         self._tried: dict[str, tuple[int, int]] = {}  # run -> rounds closed, and attempts since
-        self._stopped: set[int] = set()  # submissions that gave way to a new one
 
     def resubmit(self) -> None:
         """Each as it was submitted, under its own number, so that it goes on where it stopped."""
@@ -94,14 +93,13 @@ class Unfinished:
                 store.end("LostConductor")
                 continue
             newest = [one for one in listed if one.run == run][-1:]
-            if any(one.outcome == "stopped" and one.number not in self._stopped for one in newest):
+            if any(one.outcome == "stopped" for one in newest):
                 store.end("stopped")  # by a person
                 continue
-            for one in before:
-                self._stopped.add(one.number)
-                self._control.stop(one.number)
             content, signature = store.bundle()
             self._control.start(content, signature, run)
+            for one in before:  # after it: the newest of a run is stopped by nobody but a person
+                self._control.stop(one.number)
             say(log, "run submitted again", run=run, round=closed)
 
 

@@ -1,4 +1,4 @@
-"""The one consortium of real processes that the tests of deployments share: it takes a minute to start."""
+"""A consortium of real processes for each file of tests: what one file revokes, no other file misses."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from server.processes import find_nginx
 from tests.deployment import Deployment, simulation
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     try:
         find_nginx()

@@ -31,6 +31,8 @@ class Control:
         return list(self.listed)
 
     def stop(self, number: int) -> bool:
+        newest = [one.number for one in self.listed if one.run == self.listed[number].run][-1]
+        assert number != newest, "whoever follows the run would read that a person stopped it"
         self.stopped.append(number)
         self._set(number, "finished", "stopped")
         return True
@@ -105,7 +107,7 @@ def test_one_that_waits_already_is_not_submitted_twice(begun):
     assert len(control.started) == 1
 
 
-def test_what_the_lost_conductor_left_running_is_stopped_first(begun):
+def test_what_the_lost_conductor_left_running_is_stopped_once_the_next_waits(begun):
     control = Control()
     unfinished = Unfinished(home_of(begun), control)
     unfinished.resubmit()
