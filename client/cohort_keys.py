@@ -8,6 +8,7 @@ without that, a key that was destroyed could be unwrapped again from what the co
 from collections.abc import Mapping
 from typing import Any
 
+from client import masking
 from client.runs import SiteRun, signed_answer
 from client.site import Site
 from common.errors import ProtocolError, TrustError, WrongRound
@@ -36,8 +37,9 @@ def make_key(site: Site, run: SiteRun, order: Envelope) -> bytes:
 
 
 def install_key(site: Site, run: SiteRun, order: Envelope) -> bytes:
-    """Order {joined, made: the maker's signed answer} -> this site's exchange key for the epoch after this one.
+    """Order {joined, made: the maker's signed answer} -> {announcement, next}.
 
+    announcement: our own word on our exchange key for the epoch after this one. next: our offer for the coming round.
     Raises TrustError for a second key in one epoch, for one that was made for another, and for one that comes back.
     """
     epoch, body = _due(run, order), from_json(order.body)
@@ -59,7 +61,9 @@ def install_key(site: Site, run: SiteRun, order: Envelope) -> bytes:
         run.scheme,
     )
     run.keep_cohort_key(epoch, key)
-    return signed_answer(site, run, order.round_number, run.announcement(epoch + 1))
+    announcement = signed_answer(site, run, order.round_number, run.announcement(epoch + 1))
+    offer = masking.offer(site, run, run.version().round_number + 1)
+    return signed_answer(site, run, order.round_number, {"announcement": announcement.hex(), "next": offer})
 
 
 def _due(run: SiteRun, order: Envelope) -> int:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from common.errors import ProtocolError
+from common.messages import SHORT
 
-SMALL = 1_000_000  # bytes: up to there an envelope is one value, of fewer parts for Flower to carry than an array
 QUERIES = ("join", "make_key", "install_key", "offer", "agree", "unmask", "stand_in", "release")
 _ACTIONS = {"train": "train", "evaluate": "apply"} | {f"query.{name}": name for name in QUERIES}
 
@@ -22,7 +22,7 @@ def order_of(message: Message) -> tuple[str, bytes]:
 
 def reply_to(message: Message, data: bytes, metrics: Mapping[str, float]) -> Message:
     """data: the answer's envelope. metrics: its public numbers. Flower sends a long one in chunks of 5 MiB."""
-    if len(data) <= SMALL:
+    if len(data) <= SHORT:
         content = RecordDict({"veilfed": ConfigRecord({"envelope": bytes(data), **metrics})})
     else:
         array = Array("uint8", (len(data),), "veilfed.envelope", data)

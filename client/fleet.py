@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Message
 from flwr.app.message import remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
-from flwr.common.serde import fab_from_proto, message_to_proto, run_from_proto
+from flwr.common.serde import fab_from_proto, message_from_proto, message_to_proto, run_from_proto
 from flwr.proto.fab_pb2 import GetFabRequest
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
@@ -58,6 +58,7 @@ from common.certificates import Certificate, now_utc
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
 from common.log import say
+from common.messages import is_whole, whole
 from common.tls_keys import TlsKey
 
 BELL = "/v1/bell"  # a counter that the gateway shows: see `server/gateway/`
@@ -134,7 +135,10 @@ class Fleet:
             response = self._client.PullMessages(PullMessagesRequest(node=self._node))
             if not response.messages_list:
                 return None
-            run, tree = response.messages_list[0].metadata.run_id, response.message_object_trees[0]
+            head, tree = response.messages_list[0], response.message_object_trees[0]
+            if is_whole(head):
+                return message_from_proto(head)
+            run = head.metadata.run_id
             contents = pull_objects(
                 [part.object_id for part in iterate_object_tree(tree)], self._part(run), initial_backoff=_OBJECT_PAUSE
             )
@@ -172,14 +176,18 @@ class Fleet:
         """seconds: how long the site took, for the coordinator's records. What nobody waits for any more is dropped."""
         reply.metadata.__dict__["_message_id"] = reply.object_id
         with _unreachable(), _no_longer_wanted(), no_object_id_recompute():
+            short = whole(reply)
+            head, tree = short or (message_to_proto(remove_content_from_message(reply)), get_object_tree(reply))
             response = self._client.PushMessages(
                 PushMessagesRequest(
                     node=self._node,
-                    messages_list=[message_to_proto(remove_content_from_message(reply))],
-                    message_object_trees=[get_object_tree(reply)],
+                    messages_list=[head],
+                    message_object_trees=[tree],
                     clientapp_runtime_list=[seconds],
                 )
             )
+            if short:
+                return
             push = make_push_object_fn_protobuf(
                 self._client.PushObject, self._node, reply.metadata.run_id, response.session_id
             )

@@ -124,7 +124,8 @@ class Coordinator:
         makers = sorted(self.joined)
         self.made_key = self.ask(makers[(epoch - 1) % len(makers)], "make_key", first, {"joined": self.joined}).hex()
         order = {"joined": self.joined, "made": self.made_key}
-        self.coming = {name: self.ask(name, "install_key", first, order).hex() for name in self.joined}
+        installed = {name: self.body(self.ask(name, "install_key", first, order)) for name in self.joined}
+        self.coming = {name: said["announcement"] for name, said in installed.items()}
 
     def model_hash(self, name: str) -> str:
         run = runs.SiteRun.open(self.directories[name] / "runs", self.store.run)

@@ -75,6 +75,7 @@ class EncryptedRounds(Rounds):
         self.catch_up()
         self.version = self._common_version(self.closed)
         ready = self.keys.ready(number, self.links.at_round(self.closed), self.required)
+        self.relay.take(number, self.keys.offers.pop(number, {}))
         return self.relay.orders(number, ready, self.version)
 
     def _begin(self) -> None:

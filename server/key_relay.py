@@ -1,7 +1,8 @@
 """The coordinator's part in the key ceremonies: it relays, epoch after epoch, a key that it cannot open.
 
 Every site announces an exchange key for an epoch before that begins: for the first when it joins, then each time that
-it installs a key. So a site need not be there at the moment of a ceremony to get the key, only at the one before.
+it installs a key, when it offers its masks for the coming round as well, which spares asking for them.
+So a site need not be there at the moment of a ceremony to get the key, only at the one before.
 All of it is on disk before it is relayed, so that a resumed run relays the same key.
 """
 
@@ -28,6 +29,7 @@ class KeyRelay:
     def __init__(self, store: RunStore, links: Links, joined: Mapping[str, str]) -> None:
         self.store, self.links, self.settings = store, links, store.plan.encryption
         self._holders: dict[int, set[str]] = defaultdict(set)
+        self.offers: dict[int, dict[str, Any]] = defaultdict(dict)  # round -> what sites offered with their thanks
         for site, answer in joined.items():
             self._note(site, answer)
 
@@ -56,7 +58,7 @@ class KeyRelay:
         for site, answer in answers.items():
             if isinstance(answer, Reply):
                 self._holders[epoch].add(site)
-                self._note(site, answer.data.hex())
+                self._installed(number, site, answer.envelope)
         return tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
 
     def _make(self, epoch: int, sites: Sequence[str], required: int) -> dict[str, Any]:
@@ -81,6 +83,14 @@ class KeyRelay:
                 return ceremony
             reason = f"{maker}: {answer.message}" if answer else f"{maker} did not answer"
         raise ProtocolError(f"round {first}: nobody made the cohort's key ({reason})")
+
+    def _installed(self, number: int, site: str, answer: Envelope) -> None:
+        try:
+            said = from_json(answer.body)
+        except FederationError:
+            return
+        self._note(site, str(said.get("announcement")))
+        self.offers[number][site] = said.get("next")
 
     def _note(self, site: str, answer: str) -> None:
         """Keep what a site announced for an epoch whose key is not made yet; nonsense is as good as nothing."""

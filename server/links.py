@@ -8,11 +8,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from common.errors import FederationError, ProtocolError, TrustError
+from common.messages import SHORT
 from common.roster import Roster
 from common.wire import Envelope, Kind, decode, from_json
 from server.round import LeftOut, refusal_of
-
-SMALL = 1_000_000  # bytes: up to there an envelope is one value, of fewer parts for Flower to carry than an array
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Reply:
 
 def packed(data: bytes) -> RecordDict:
     """An envelope as Flower content; one content may go to many nodes. Flower sends a long one in chunks of 5 MiB."""
-    if len(data) <= SMALL:
+    if len(data) <= SHORT:
         return RecordDict({"veilfed": ConfigRecord({"envelope": bytes(data)})})
     array = Array("uint8", (len(data),), "veilfed.envelope", data)
     return RecordDict({"veilfed": ArrayRecord({"envelope": array})})

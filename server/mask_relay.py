@@ -24,6 +24,10 @@ class MaskRelay:
         self.threshold = store.plan.encryption.threshold_of(len(store.roster.sites))
         self._coming: dict[int, dict[str, Any]] = {}
 
+    def take(self, number: int, offered: Mapping[str, Any]) -> None:
+        """What sites have offered for that round with another answer."""
+        self._coming.setdefault(number, {}).update(offered)
+
     def orders(self, number: int, ready: list[str], version: str) -> dict[str, bytes]:
         """A training order for every ready site that offers masks: all offers, and its own packages of shares."""
         made = self.store.offers(number) or self._gather(number, ready)

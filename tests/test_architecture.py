@@ -20,6 +20,7 @@ HOMES = {
         "client/fleet.py",
         "client/node.py",
         "common/bundle.py",
+        "common/messages.py",
         "server/app.py",
         "server/conductor.py",
         "server/control.py",

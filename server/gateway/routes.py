@@ -6,7 +6,7 @@ SITE, ADMIN, RESEARCHER, AUDITOR = "site", "admin", "researcher", "auditor"
 ROLES = (SITE, ADMIN, RESEARCHER, AUDITOR)  # the OU of a client certificate
 
 _SMALL = 64 * 1024
-_MESSAGES = 1024 * 1024  # of a message without its objects: metadata, and 70 bytes for each chunk of 5 MiB
+_MESSAGES = 2 * 1024 * 1024  # of a short message; of a long one only metadata, and 70 bytes for each chunk of 5 MiB
 _LARGE = 8 * 1024 * 1024  # Flower sends objects in chunks of 5 MiB; our bundles are a few kB
 HOPELESS_BYTES = 10**7  # no route takes as much: such a request is cut off before a byte of it is read
 

@@ -4,8 +4,9 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.courier import QUERIES, SMALL, order_of, reply_to
+from client.courier import QUERIES, order_of, reply_to
 from common.errors import ProtocolError
+from common.messages import SHORT
 from server.links import packed
 
 
@@ -23,7 +24,7 @@ def message(content: RecordDict, kind: str = "train") -> Message:
     return made
 
 
-@pytest.mark.parametrize("size", [0, 1, SMALL, SMALL + 1, 3 * SMALL])
+@pytest.mark.parametrize("size", [0, 1, SHORT, SHORT + 1, 3 * SHORT])
 def test_an_order_of_any_size_arrives_as_the_coordinator_packed_it(size):
     order = bytes(range(256)) * (size // 256) + bytes(size % 256)
     assert order_of(message(packed(order))) == ("train", order)
@@ -55,7 +56,7 @@ def test_a_message_without_an_order_that_is_known_is_refused(content, kind):
         order_of(message(content, kind))
 
 
-@pytest.mark.parametrize("size", [3, SMALL + 1])
+@pytest.mark.parametrize("size", [3, SHORT + 1])
 def test_an_answer_carries_its_bytes_and_its_public_numbers(size):
     said = reply_to(message(packed(b"order")), bytes(size), {"epsilon": 0.5})
     envelope = said.content["veilfed"]["envelope"]
