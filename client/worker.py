@@ -26,7 +26,10 @@ from client.site import Site, open_site, settings_stamp
 from common import bundle
 from common.audit import BundleAccepted, RosterFollowed, Started
 from common.certificates import now_utc
+from common.dp.accounting import epsilon
+from common.dp.events import PoissonGaussian
 from common.errors import FederationError, ProtocolError
+from common.federation import Plan
 from common.log import configure, say, say_error
 from common.wire import Envelope, digest, plan_hash
 
@@ -89,6 +92,12 @@ def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> Non
     site.audit.note(BundleAccepted(order.run.hex(), digest(content).hex(), digest(signer).hex()))
 
 
+def _load_what_orders_need() -> None:
+    """What opens a bundle and what prices a plan take seconds to load: the first order need not wait for them."""
+    bundle.build(Plan())
+    epsilon([PoissonGaussian(noise_multiplier=1.0, sample_rate=0.1, steps=1)], delta=1e-5)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m client.worker", description=__doc__)
     parser.add_argument("directory", type=Path)
@@ -97,6 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         site = open_site(directory, settings_stamp(directory))
         records = len(site.training_records) + len(site.held_out_records)
+        _load_what_orders_need()
         server = local_socket.listen(directory)
     except FederationError as error:
         say_error(log, "not started", error)

@@ -17,6 +17,7 @@ from client.policy import SitePolicy
 from client.site import Site, SiteData, SiteSettings
 from common.certificates import Authority, Root, now_utc
 from common.config import fill, to_table
+from common.encoding import public_scale
 from common.errors import ConfigError
 from common.federation import Plan, require
 from common.files import write_atomically
@@ -164,6 +165,8 @@ def _site_policy(simulation: Simulation) -> SitePolicy:
 
 def fitted(simulation: Simulation, records: list[Records]) -> Plan:
     """The plan with the data's shape and the calibrated noise filled in. records: each site's, to train on."""
+    from common.models import build, layer_sizes  # torch: who only submits a plan need not wait for it
+
     inputs, classes = public_shape(simulation.data)
     model = replace(
         simulation.model,
@@ -173,4 +176,6 @@ def fitted(simulation: Simulation, records: list[Records]) -> Plan:
     if simulation.privacy.mode != "none":
         smallest, delta = min(len(part) for part in records), simulation.privacy.delta
         require(delta * smallest < 1, "privacy.delta", delta, f"below 1/{smallest}, the smallest site")
-    return complete(replace(simulation.plan, model=model), len(records))
+    plan = complete(replace(simulation.plan, model=model), len(records))
+    public_scale(plan, layer_sizes(build(plan.model)))
+    return plan

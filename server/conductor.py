@@ -25,8 +25,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from common import bundle
 from common.audit import BundleAccepted
 from common.config import fill, load_table
+from common.encoding import public_scale
 from common.errors import FederationError, ProtocolError, WireError
+from common.federation import Plan
 from common.log import configure, say_error
+from common.models import build, layer_sizes
 from common.roster import Roster
 from common.wire import digest, from_hex
 from server.coordinate import coordinate, longest_reply
@@ -82,6 +85,7 @@ def conduct(home: Path, task: Task) -> None:
     run = _run_of(task.settings)
     plan, signer = bundle.opened(task.content, signature, roster.bundles, run)
     fill(ConsortiumSettings, load_table(home / "consortium.toml")).require_model(plan.model)
+    public_scale(plan, layer_sizes(build(plan.model)))
     key = digest(signer).hex()
     store = RunStore.begin(home, run, plan, f"whoever holds the bundle key {key}")
     store.keep_bundle(task.content, signature)
@@ -128,6 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     home = parser.parse_args(arguments).home
     configure("conductor")
     logging.getLogger("flwr").setLevel(logging.WARNING)
+    bundle.build(Plan())  # loads what opening one needs
     print(READY, flush=True)
     token = sys.stdin.readline().strip()
     if not token:

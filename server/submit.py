@@ -10,10 +10,8 @@ from typing import Any
 
 from common import bundle
 from common.dp.cost import calibrated, noise_shares
-from common.encoding import public_scale
 from common.errors import ConfigError, FederationError, ProtocolError
 from common.federation import Plan, require
-from common.models import build, layer_sizes
 from common.wire import from_hex
 from server.account import Account
 from server.control import Control, Submitted, rebuilt
@@ -34,7 +32,6 @@ def complete(plan: Plan, sites: int) -> Plan:
         )
     if plan.privacy.mode != "none" and not plan.privacy.noise_multiplier:
         plan = replace(plan, privacy=calibrated(plan, sites).privacy)
-    public_scale(plan, layer_sizes(build(plan.model)))
     if plan.privacy.in_shares:
         noise_shares(plan, sites)
     return plan

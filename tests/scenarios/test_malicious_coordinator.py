@@ -765,5 +765,6 @@ def test_a_site_without_a_key_or_peers_refuses_in_words(tmp_path):
     """It has joined, and the coordinator skips the key ceremony."""
     coordinator = Coordinator.ready(tmp_path / "run")
     run = run_of(coordinator, ADLER)
-    (run.directory / "peers-000001").unlink()
+    for name in ("peers-000001", "offer-000001"):
+        (run.directory / name).unlink()
     assert coordinator.refused(ADLER, "offer", 1)[0] == "ProtocolError"
