@@ -34,6 +34,7 @@ _SLOWER = 1.25
 _ROLL_CALL = 2.0  # seconds between two looks at which nodes came back
 _BACK_SOON = 3 * _ROLL_CALL  # seconds for a node that was there when it was asked
 _STALLED = 60.0  # seconds without another part of a reply that has begun to come
+_MOST_AT_ONCE = 8 << 20  # bytes of orders in one call
 _OBJECT_PAUSE = 0.05  # seconds before a part that is still on its way is asked for again
 
 
@@ -138,9 +139,9 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
         return given
 
     def _push_whole(self, messages: Collection[Message]) -> list[str]:
-        """All in one call; nothing where one of them is long."""
+        """All in one call; nothing where one is long, or all are together: then what they share travels but once."""
         short = [pair for message in messages if (pair := whole(message)) is not None]
-        if len(short) < len(messages):
+        if len(short) < len(messages) or sum(head.ByteSize() for head, _ in short) > _MOST_AT_ONCE:
             return []
         heads, trees = zip(*short, strict=True)
         sent = self._runtime_client.PushMessages(

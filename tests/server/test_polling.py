@@ -19,6 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.messages import is_whole, whole
 from server import polling
 from server.links import packed
 from server.polling import Patience, PollingGrid
@@ -200,6 +201,51 @@ def test_a_reply_that_is_longer_than_any_answer_can_be_is_not_fetched():
     assert words(replies[2]) == "node 2, order 1"
     assert "parts" in replies[3].error.reason
     assert len(superlink.confirmed) == 1
+
+
+class Whole(SuperLink):
+    """Nodes answer as ours do: what is short, whole."""
+
+    def PullMessages(self, request: Any) -> PullAppMessagesResponse:  # noqa: N802
+        heads, trees = [], []
+        for number in request.message_ids:
+            due, reply = self._due.get(number, (float("inf"), None))
+            if reply is not None and due <= time.monotonic():
+                del self._due[number]
+                said = Message(packed(str(reply.content["said"]["words"]).encode()), reply_to=reply)
+                said.metadata.__dict__.update(reply.metadata.__dict__)
+                head, tree = whole(said)
+                heads.append(head)
+                trees.append(tree)
+        return PullAppMessagesResponse(messages_list=heads, message_object_trees=trees)
+
+    def PullObject(self, request: Any) -> PullObjectResponse:  # noqa: N802
+        raise AssertionError("there is nothing to fetch")
+
+
+def test_a_short_answer_costs_no_call_but_the_look_that_found_it():
+    superlink = Whole({2: at_once, 3: lambda order: 0.3})
+    replies = list(grid_over(superlink, Patience(2)).send_and_receive(orders(2, 3)))
+    assert [reply.content["veilfed"]["envelope"] for reply in replies] == [b"node 2, order 1", b"node 3, order 1"]
+    assert [reply.metadata.src_node_id for reply in replies] == [2, 3]
+    assert not superlink.confirmed
+
+
+@pytest.mark.parametrize(("size", "objects"), [(900_000, False), (1_100_000, True)])
+def test_what_many_short_orders_share_travels_once_when_they_are_long_together(size, objects):
+    class Recording(SuperLink):
+        whole_orders = 0
+
+        def PushMessages(self, request: Any) -> PushAppMessagesResponse:  # noqa: N802
+            self.whole_orders += sum(is_whole(head) for head in request.messages_list)
+            return super().PushMessages(request)
+
+    for nodes, alone in ((range(2, 4), not objects), (range(2, 14), False)):
+        superlink = Recording(dict.fromkeys(nodes, at_once))
+        content = packed(b"x" * size)
+        asked = [Message(content, node, "train", group_id="1") for node in nodes]
+        assert len(list(grid_over(superlink, Patience(len(nodes))).send_and_receive(asked))) == len(nodes)
+        assert superlink.whole_orders == (len(nodes) if alone else 0)
 
 
 class Failing(SuperLink):
