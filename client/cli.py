@@ -124,6 +124,12 @@ def add_commands(commands: Any) -> None:
     _on_directory(deny)
     deny.add_argument("run", metavar="RUN", help="its name, or the beginning of it")
 
+    about = "what the model of a run can do on this site's held-out records; nothing of it leaves the site"
+    example = "example: veilfed site evaluate /srv/veilfed/cleveland 3f0a"
+    evaluation = command(site, "evaluate", _evaluate, _show_evaluation, about, example)
+    _on_directory(evaluation)
+    evaluation.add_argument("run", metavar="RUN", help="the first digits of its number")
+
     about = "keep this site's keys encrypted under a passphrase, while its worker is stopped"
     lock = command(site, "lock", _lock, _show_lock, about, _LOCK_EXAMPLES)
     _on_directory(lock)
@@ -372,6 +378,22 @@ def _one_or_all(rows: list[dict[str, Any]]) -> Mapping[str, Any]:
 
 def _told(result: Mapping[str, Any]) -> str:
     return "\n\n".join(show_fields(row) for row in result.get("ledgers", [result]))
+
+
+def _evaluate(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.evaluation import evaluate_run
+    from client.site import Site
+
+    findings = evaluate_run(Site.open(chosen.directory), chosen.run)
+    return {
+        "rows": [row for each in findings for row in each.rows],
+        "remarks": {each.evaluator: list(each.remarks) for each in findings},
+    }
+
+
+def _show_evaluation(result: Mapping[str, Any]) -> str:
+    remarks = [f"{name}: {remark}" for name, said in result["remarks"].items() for remark in said]
+    return "\n".join([show_rows(result), *remarks])
 
 
 def _lock(chosen: argparse.Namespace) -> Mapping[str, Any]:

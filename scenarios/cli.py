@@ -31,6 +31,11 @@ _EXAMPLES = """examples:
   veilfed simulate my.toml --engine ray --json         Flower's simulation runtime, JSON for machines
   veilfed simulate --resume runs/strict                go on where a stopped run stopped
 """
+_EVALUATE = """example: veilfed evaluate runs/strict
+Usefulness, fairness, robustness to noise and attacks, explanations, each with its interval, on records that nobody
+trained on. Writes evaluation.html and evaluation.json beside the run's report. A deployed site evaluates the model on
+its own records by itself: veilfed site evaluate.
+"""
 _QUICKSTART_EXAMPLES = """examples:
   veilfed quickstart consortium
   veilfed quickstart consortium --set federation.rounds=5
@@ -93,6 +98,16 @@ def _parser() -> argparse.ArgumentParser:
         help="where parties and report live (default: runs/NAME-TIME); sites that are there keep their ledgers",
     )
     run.add_argument("--resume", type=Path, metavar="DIR", help="finish the simulation that was stopped in DIR")
+
+    evaluation = command(
+        commands,
+        "evaluate",
+        _evaluate,
+        _show_evaluation,
+        "what a simulation's model can do and what breaks it",
+        _EVALUATE,
+    )
+    evaluation.add_argument("directory", type=Path, metavar="DIR", help="of an earlier `veilfed simulate`")
 
     submit = command(
         commands, "run", _run, _show_simulation, "run a federation over the network, and follow it", _RUN_EXAMPLES
@@ -191,6 +206,17 @@ def _simulate(chosen: argparse.Namespace) -> Mapping[str, Any]:
     console = Console(stderr=True)
     with Progress(console, workplace.simulation.last_round).shown() as progress:
         return simulate(workplace, chosen.engine, progress)
+
+
+def _evaluate(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from scenarios.evaluation import evaluate
+    from scenarios.simulation import reopen
+
+    return evaluate(reopen(chosen.directory))
+
+
+def _show_evaluation(result: Mapping[str, Any]) -> str:
+    return "\n".join([show_rows(result), f"page: {result['page']}"])
 
 
 def _run(chosen: argparse.Namespace) -> Mapping[str, Any]:

@@ -12,6 +12,8 @@ from server.plots import draw
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from common.evaluators.utility import Estimate
+
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#b3261e", "#8cc5e8", "#52606d", "#cc79a7")
 _CELL, _GAP = 3, 5  # of a small image, in units of the drawing
 
@@ -34,6 +36,25 @@ def bars(values: Mapping[str, float], label: str, alt: str, line: float | None =
         ax.tick_params(axis="y", length=0)
 
     return draw(0.85 + 0.36 * len(values), alt, paint)
+
+
+def intervals(figures: "Mapping[str, Estimate]", alt: str) -> str:
+    """One figure a row: a point with its interval."""
+
+    def paint(ax: "Axes") -> None:
+        names, told = list(figures), list(figures.values())
+        low, high = [each.low for each in told], [each.high for each in told]
+        ax.hlines(range(len(names)), low, high, color=COLOURS[4], linewidth=4)
+        ax.plot([each.value for each in told], range(len(names)), "o", color=COLOURS[0], markersize=5)
+        for place, each in enumerate(told):
+            ax.annotate(f"{each.value:.3g}", (each.high, place), (6, 0), textcoords="offset points", va="center")
+        ax.set_yticks(range(len(names)), names)
+        ax.set_ylim(len(names) - 0.4, -0.6)
+        room = (max(high) - min(*low, 0.0)) * 0.14 or 1.0
+        ax.set_xlim(min(*low, 0.0), max(high) + room)
+        ax.tick_params(axis="y", length=0)
+
+    return draw(0.85 + 0.3 * len(figures), alt, paint)
 
 
 def lines(

@@ -43,7 +43,7 @@ def write_page(stage: Stage, outcome: Mapping[str, Any], played: Played) -> None
     }
     text = json.dumps(finite(report), sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
     data = f"{text}\n".encode()
-    page = _render(
+    page = render(
         "scenario.html.j2",
         scenario=scenario,
         report=report,
@@ -59,7 +59,7 @@ def write_page(stage: Stage, outcome: Mapping[str, Any], played: Played) -> None
 def write_index(out: Path, done: Sequence[Mapping[str, Any]], skipped: Sequence[str]) -> None:
     """`index.html` over the scenarios that were played, each with what became of it."""
     passed, seconds = sum(each["passed"] for each in done), sum(each["seconds"] for each in done)
-    page = _render("scenarios.html.j2", done=done, skipped=skipped, passed=passed, seconds=seconds)
+    page = render("scenarios.html.j2", done=done, skipped=skipped, passed=passed, seconds=seconds)
     write_atomically(out / "index.html", page.encode(), mode=0o644)
 
 
@@ -74,7 +74,8 @@ def _rows(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A page of that template, which may include those of the run's report."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

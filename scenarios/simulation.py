@@ -103,9 +103,7 @@ def reopen(out: Path) -> Workplace:
     try:
         stored: Mapping[str, Any] = from_json((out / "simulation.json").read_bytes())
     except OSError:
-        raise ConfigError(
-            f"{out} holds no simulation to resume", "give the --out directory of an earlier one"
-        ) from None
+        raise ConfigError(f"{out} holds no simulation", "give the --out directory of an earlier one") from None
     simulation = fill(Simulation, stored["simulation"])
     sites = tuple(out / "sites" / name for name in site_names(simulation.data))
     return Workplace(out, simulation, out / "coordinator" / "runs" / stored["run"], sites)

@@ -5,7 +5,7 @@ material and seed give the same findings, on any machine.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -72,6 +72,11 @@ class Findings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "figures", MappingProxyType(dict(self.figures)))
+
+    @property
+    def rows(self) -> list[dict[str, object]]:
+        """{evaluator, figure, value, low, high}, one of each figure."""
+        return [{"evaluator": self.evaluator, "figure": name, **asdict(told)} for name, told in self.figures.items()]
 
 
 class Evaluator(Protocol):
