@@ -58,6 +58,7 @@ class SitePolicy:
     that a plan may have imported to build its model. max_weights: the largest model that is built here.
     bundle_keys: SHA-256 of the keys that may sign a bundle, hexadecimal; none: those on the roster.
     reports: the numbers that may leave readable where a plan asks for them (`federation.public`).
+    protected_attributes: those by which a plan may have records counted (`metrics.groups`), in sums with noise.
     windows: when rounds may train, on the clock of time_zone; none: always.
     """
 
@@ -74,6 +75,7 @@ class SitePolicy:
     max_weights: int = 50_000_000
     bundle_keys: tuple[str, ...] = ()
     reports: tuple[Report, ...] = ("seconds", "epsilon", "metrics")
+    protected_attributes: tuple[str, ...] = ()
     time_zone: str = "UTC"
     windows: tuple[Window, ...] = ()
     resources: Resources = field(default_factory=Resources)
@@ -116,6 +118,7 @@ class SitePolicy:
             else "RUNS WITHOUT DIFFERENTIAL PRIVACY ARE ACCEPTED",
             f"models: {allowed or 'none'}, of at most {self.max_weights:,} weights",
             f"may leave readable: {', '.join(self.reports) or 'nothing'}",
+            f"records may be counted by {', '.join(self.protected_attributes) or 'no protected attribute'}",
             f"bundles signed by {f'one of {named} keys named here' if named else 'a key on the roster'}",
             f"rounds train {windows} ({self.time_zone})" if windows else "rounds train at any time",
             f"at most {', '.join(words for cap, words in caps if cap) or 'the whole machine'}; "
@@ -150,6 +153,8 @@ def objections(policy: SitePolicy, plan: Plan, cohort: int, records: int) -> Ite
         yield CohortTooSmall(f"policy.min_cohort: {what}")
     if kept := [name for name in plan.federation.public if name not in policy.reports]:
         yield _no("reports", f"the plan wants {', '.join(kept)} readable, this site's policy does not report that")
+    if closed := [name for name in sorted(plan.metrics.groups) if name not in policy.protected_attributes]:
+        yield _no("protected_attributes", f"the plan counts records by {', '.join(closed)}, this site's policy does not")
 
 
 def size_objection(policy: SitePolicy, weights: int) -> FederationError | None:

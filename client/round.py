@@ -32,7 +32,7 @@ from common.he.packing import Integers
 from common.he.parameters import choose_scheme
 from common.he.scheme import encrypt
 from common.he.series import Joined, Series
-from common.layout import longest
+from common.layout import group_cells, longest
 from common.masking import Published, names
 from common.metrics import MetricsCode
 from common.model_state import ModelState, advance
@@ -79,6 +79,8 @@ def join(site: Site, order: Envelope) -> bytes:
     consent(site.policy, plan, cohort, len(records))
     if plan.privacy.in_shares:
         noise_shares(plan, len(cohort))
+    if missing := sorted(plan.metrics.groups.keys() - records.groups.keys()):
+        raise ProtocolError(f"the plan counts by {', '.join(missing)}, which this site's records do not have")
     largest_label = max(records.labels.max(), held_out.labels.max(initial=0))
     if records.features.shape[1:] != plan.model.inputs or largest_label >= plan.model.classes:
         raise ProtocolError("the plan's model.inputs or model.classes do not fit this site's records")
@@ -196,10 +198,15 @@ def count_and_charge(site: Site, run: SiteRun, number: int, state: ModelState, b
     plan, records = run.plan, site.held_out_records
     network = _network(plan.model)
     load_parameters(network, state.released)
-    counts = tally(predict(network, records.features), records.labels)
-    normal = site.randomness("metrics", number).gaussian(counts.size, 1.0, np.float64)
+    probabilities, layout = predict(network, records.features), run.layout(number)
+    counts, cells = tally(probabilities, records.labels), group_cells(plan)
+    normal = site.randomness("metrics", number).gaussian(layout.counts + layout.groups, 1.0, np.float64)
     _charge(site, run, number, bill, "metrics")
-    return run.metrics_code.encode(counts, normal)
+    values = run.metrics_code.encode(counts, normal[: layout.counts])
+    if cells is None:
+        return values
+    by_group = cells.tally(probabilities, records.labels, records.groups)
+    return np.concatenate([values, run.groups_code.encode(by_group, normal[layout.counts :])])
 
 
 def apply_aggregate(site: Site, order: Envelope) -> Applied:
@@ -290,6 +297,8 @@ def _require_noise_that_fits(plan: Plan, run: bytes, cohort: int, layers: Sequen
         Encoding.of(plan, run, 1, scheme.value_bits, layers, cohort)
         if plan.metrics.every:
             MetricsCode.of(plan, cohort, scheme.value_bits)
+        if plan.metrics.every and plan.metrics.groups:
+            MetricsCode.of_groups(plan, cohort, scheme.value_bits)
 
 
 def _require_budget_for_rest(site: Site, run: bytes, plan: Plan, cohort: int) -> None:

@@ -79,6 +79,10 @@ class SiteRun:
     def metrics_code(self) -> MetricsCode:
         return MetricsCode.of(self.plan, len(self.cohort), self.scheme.value_bits)
 
+    @cached_property
+    def groups_code(self) -> MetricsCode:
+        return MetricsCode.of_groups(self.plan, len(self.cohort), self.scheme.value_bits)
+
     def layout(self, round_number: int) -> Layout:
         return Layout.of(self.plan, self._parameters, round_number)
 

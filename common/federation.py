@@ -1,6 +1,7 @@
 """What every party of a federation agrees on: the settings an order carries, checked at birth."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -9,6 +10,7 @@ from common.errors import ConfigError
 from common.soundness import refuse_unsound
 
 MOST_HOLDERS = 16  # sites that keep shares of one site's secrets: see `common/masking.py`
+_MOST_GROUPS = 256  # each adds cells to every site's vector, and few records are left in any
 _MOST_TIMES = 100_000  # a plan is somebody else's word: how long it can keep a site busy is bounded
 
 
@@ -267,11 +269,16 @@ class MetricsSettings:
     every: measure the model after every so many rounds, and the final one in a round of its own (0: never).
     noise_multiplier: noise standard deviation over what one record changes in all counts together.
     largest_count: a count at one site saturates here; it fixes the public scale of the integers that travel.
+    groups: protected attributes and the levels of each; records are counted by all of them together, beside the rest
+    and at the same price. Of two classes only. group_bins: of the probability of class 1 in each group: 2 give
+    confusion counts, more also calibration and thresholds by group.
     """
 
     every: int = 0
     noise_multiplier: float = 10.0
     largest_count: int = 1000
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    group_bins: int = 2
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "metrics.every", self.every, "0 or more")
@@ -282,6 +289,12 @@ class MetricsSettings:
             "0.01 to 100,000",
         )
         require(self.largest_count >= 1, "metrics.largest_count", self.largest_count, "1 or more")
+        for name, levels in self.groups.items():
+            distinct = len(set(levels)) == len(levels) >= 2
+            require(distinct, f"metrics.groups.{name}", levels, "two levels or more, all different")
+        even, groups = self.group_bins % 2 == 0, math.prod(map(len, self.groups.values()))
+        require(2 <= self.group_bins <= 100 and even, "metrics.group_bins", self.group_bins, "an even number, 2 to 100")
+        require(groups <= _MOST_GROUPS, "metrics.groups", groups, f"{_MOST_GROUPS} groups at most, all attributes together")
 
 
 @dataclass(frozen=True)
@@ -296,6 +309,8 @@ class Plan:
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     def __post_init__(self) -> None:
+        classes, grouped = self.model.classes, bool(self.metrics.groups)
+        require(not grouped or classes in (0, 2), "model.classes", classes, "2, where metrics.groups counts by group")
         refuse_unsound(self)
 
     @property

@@ -1,4 +1,8 @@
-"""Counts of predictions on their way through the encrypted sum: public scale, noise, and back. Pure."""
+"""Counts of predictions on their way through the encrypted sum: public scale, noise, and back. Pure.
+
+Counts by group have a noise of their own: many small cells need less of it than a few large totals do. What the two
+cost together is one release at the plan's noise multiplier: squared, one over theirs add up to one over that.
+"""
 
 import math
 from dataclasses import dataclass
@@ -9,12 +13,15 @@ from numpy.typing import NDArray
 from common.dp.cost import noise_shares
 from common.dp.noise_shares import NoiseGrid
 from common.evaluators.counts import Counts, sensitivity
+from common.evaluators.groups import SENSITIVITY
 from common.federation import Plan
+
+_GROUPS_PART = 0.75  # of what a record loses by its counts, where both kinds are released
 
 
 @dataclass(frozen=True)
 class MetricsCode:
-    """What all sites of a cohort do to their counts.
+    """What all sites of a cohort do to their counts of one kind.
 
     std: of the noise that one site adds to each count, in counts; 0 where the plan protects nothing.
     """
@@ -25,8 +32,18 @@ class MetricsCode:
 
     @classmethod
     def of(cls, plan: Plan, cohort: int, bits: int) -> "MetricsCode":
-        """Raises ConfigError when the noise is too small for the integers that must carry it."""
-        total = plan.metrics.noise_multiplier * sensitivity(plan.model.classes) if plan.privacy.mode != "none" else 0.0
+        """For the counts of all predictions. Raises ConfigError when the noise is too small for the integers."""
+        part = 1 - _GROUPS_PART if plan.metrics.groups else 1.0
+        return cls._of(plan, cohort, bits, sensitivity(plan.model.classes) / math.sqrt(part))
+
+    @classmethod
+    def of_groups(cls, plan: Plan, cohort: int, bits: int) -> "MetricsCode":
+        """For the counts by protected group. Raises ConfigError when the noise is too small for the integers."""
+        return cls._of(plan, cohort, bits, SENSITIVITY / math.sqrt(_GROUPS_PART))
+
+    @classmethod
+    def _of(cls, plan: Plan, cohort: int, bits: int, reach: float) -> "MetricsCode":
+        total = plan.metrics.noise_multiplier * reach if plan.privacy.mode != "none" else 0.0
         if plan.privacy.in_shares:
             total = noise_shares(plan, cohort).share(total)
         code = cls(bits, plan.metrics.largest_count, total)

@@ -157,6 +157,7 @@ def _site_policy(simulation: Simulation) -> SitePolicy:
         require_encryption=simulation.encryption.preset != "none",
         require_privacy=privacy.mode != "none",
         model_factories=(simulation.model.factory,) if ":" in simulation.model.factory else (),
+        protected_attributes=tuple(simulation.metrics.groups),
         max_weights=2**31,
     )
 

@@ -15,13 +15,15 @@ from flwr.serverapp import Grid
 
 from common.errors import FederationError, TrustError, WireError
 from common.evaluators.counts import estimates
+from common.evaluators.groups import GroupCounts
 from common.he.ciphertexts import Ciphertext
 from common.he.parameters import Scheme
-from common.layout import Layout
+from common.layout import Layout, group_cells
 from common.metrics import MetricsCode
 from common.roster import COORDINATOR
 from common.wire import Bytes, Envelope, Kind, encode_parts, from_json
 from server.aggregate_encrypted import BlindSum
+from server.fairness import by_group
 from server.key_relay import KeyRelay
 from server.links import Links, Reply
 from server.mask_relay import MaskRelay
@@ -129,7 +131,7 @@ class EncryptedRounds(Rounds):
 
     def _after(self, replies: Iterable[Message]) -> None:
         counts = self._applied(self.closed, dict(self.links.read(message) for message in replies))
-        self.reported = self._reported(counts)
+        self.reported, self.fairness = self._reported(counts)
 
     def _model_hash(self) -> str:
         return self._common_version(self.closed)
@@ -152,17 +154,27 @@ class EncryptedRounds(Rounds):
         found = json.loads(agreed[0]) if agreed else []
         return found if isinstance(found, list) else []
 
-    def _reported(self, counts: list[Any]) -> dict[str, Any]:
-        """What the opened counts of this round say of the model before it; nothing when there are none to believe."""
+    def _reported(self, counts: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the opened counts of this round say of the model before it, of all records and by group.
+
+        Nothing when there are none to believe.
+        """
         if not counts:
-            return {}
-        expected = Layout.of(self.plan, self.parameters, self.closed).counts
+            return {}, {}
+        layout = Layout.of(self.plan, self.parameters, self.closed)
+        expected = layout.counts + layout.groups
         if len(counts) != expected or not all(type(count) is int for count in counts):
             raise WireError(f"{len(counts)} counts were opened in round {self.closed}, the plan carries {expected}")
-        code = MetricsCode.of(self.plan, len(self.store.roster.sites), self.scheme.value_bits)
-        sums = code.decode(np.array(counts, np.int64))
-        found = estimates(sums, self.plan.model.classes, code.noise_in_sum(self.summed))
-        return {name: asdict(estimate) for name, estimate in found.items()}
+        opened, plan, summed = np.array(counts, np.int64), self.plan, self.summed
+        cohort, bits = len(self.store.roster.sites), self.scheme.value_bits
+        code = MetricsCode.of(plan, cohort, bits)
+        found = estimates(code.decode(opened[: layout.counts]), plan.model.classes, code.noise_in_sum(summed))
+        reported = {name: asdict(estimate) for name, estimate in found.items()}
+        if (cells := group_cells(plan)) is None:
+            return reported, {}
+        code = MetricsCode.of_groups(plan, cohort, bits)
+        sums = code.decode(opened[layout.counts :])
+        return reported, by_group(GroupCounts(cells, sums, code.noise_in_sum(summed)))
 
     def _common_version(self, number: int) -> str:
         """The hash of the model that every site holds after that round. Raises TrustError when they differ."""

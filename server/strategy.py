@@ -85,6 +85,7 @@ class Rounds(Strategy):
             "left_out": [{"site": left.site, "reason": left.code, "message": left.message} for left in self.left_out],
             "epsilon": self.epsilon,
             "reported": self.reported,
+            "fairness": self.fairness,
             "bytes_up": {site: link.bytes_up for site, link in sorted(self.links.by_site.items())},
         }
         self.store.record_round(record)
@@ -102,6 +103,7 @@ class Rounds(Strategy):
         self.seconds: dict[str, float] = dict.fromkeys(_PHASES, 0.0)
         self.epsilon: dict[str, float] = {}
         self.reported: dict[str, Any] = {}
+        self.fairness: dict[str, Any] = {}
 
     def _note(self, site: str, answer: Reply) -> None:
         for phase in _PHASES:

@@ -55,6 +55,16 @@ def accuracies(tables: Mapping[str, Table]) -> dict[str, Rate]:
     return _rates(tables, lambda c: (c.tp + c.tn, c.fp + c.fn), halves=2)
 
 
+def rates_by_group(tables: Mapping[str, Table]) -> dict[str, dict[str, Estimate]]:
+    """Every rate of every group, by group and name; each rate's intervals hold for all groups at once."""
+    found: dict[str, dict[str, Estimate]] = {group: {} for group in tables}
+    for name, rates_of in _RATES.items():
+        if rates := rates_of(tables):
+            for (group, rate), (low, high) in zip(rates.items(), _bounds(rates), strict=True):
+                found[group][name] = Estimate(rate.value, min(low, rate.value), max(high, rate.value))
+    return found
+
+
 def demographic_parity_difference(tables: Mapping[str, Table]) -> Estimate:
     """The largest gap in selection rate between groups; 0 is equal. Agarwal et al. 2018, arXiv:1803.02453, def. 1."""
     return _gap(selection_rates(tables))
@@ -127,6 +137,12 @@ def worst_group(tables: Mapping[str, Table]) -> tuple[str, Estimate]:
     return name, Estimate(value, min(low, value), max(high, value))
 
 
+_RATES: Mapping[str, Callable[[Mapping[str, Table]], dict[str, Rate]]] = {
+    "selection_rate": selection_rates,
+    "true_positive_rate": true_positive_rates,
+    "false_positive_rate": false_positive_rates,
+    "accuracy": accuracies,
+}
 _DIFFERENCES: Mapping[str, Callable[[Mapping[str, Table]], Estimate]] = {
     "demographic_parity_difference": demographic_parity_difference,
     "demographic_parity_ratio": demographic_parity_ratio,
