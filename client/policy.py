@@ -154,7 +154,9 @@ def objections(policy: SitePolicy, plan: Plan, cohort: int, records: int) -> Ite
     if kept := [name for name in plan.federation.public if name not in policy.reports]:
         yield _no("reports", f"the plan wants {', '.join(kept)} readable, this site's policy does not report that")
     if closed := [name for name in sorted(plan.metrics.groups) if name not in policy.protected_attributes]:
-        yield _no("protected_attributes", f"the plan counts records by {', '.join(closed)}, this site's policy does not")
+        yield _no(
+            "protected_attributes", f"the plan counts records by {', '.join(closed)}, this site's policy does not"
+        )
 
 
 def size_objection(policy: SitePolicy, weights: int) -> FederationError | None:

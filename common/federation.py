@@ -294,7 +294,9 @@ class MetricsSettings:
             require(distinct, f"metrics.groups.{name}", levels, "two levels or more, all different")
         even, groups = self.group_bins % 2 == 0, math.prod(map(len, self.groups.values()))
         require(2 <= self.group_bins <= 100 and even, "metrics.group_bins", self.group_bins, "an even number, 2 to 100")
-        require(groups <= _MOST_GROUPS, "metrics.groups", groups, f"{_MOST_GROUPS} groups at most, all attributes together")
+        require(
+            groups <= _MOST_GROUPS, "metrics.groups", groups, f"{_MOST_GROUPS} groups at most, all attributes together"
+        )
 
 
 @dataclass(frozen=True)

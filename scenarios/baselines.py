@@ -67,8 +67,13 @@ def together(plan: Plan, sites: list[Records]) -> ModelState:
 
 
 def pooled(parts: Sequence[Records]) -> Records:
-    """All records in one place, as only a simulation can have them."""
-    return Records(np.concatenate([part.features for part in parts]), np.concatenate([part.labels for part in parts]))
+    """All records in one place, as only a simulation can have them; with the groups that every site knows."""
+    known = set.intersection(*(set(part.groups) for part in parts))
+    return Records(
+        np.concatenate([part.features for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        {name: np.concatenate([part.groups[name] for part in parts]) for name in sorted(known)},
+    )
 
 
 def _rounds(plan: Plan, sites: list[Records]) -> ModelState:

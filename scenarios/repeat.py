@@ -40,9 +40,9 @@ def repeat(name: str, runs: int, overrides: list[str]) -> dict[str, Any]:
             }
         )
     return {
-        "mean": _means([row["final"] for row in rows]),
-        "mean_central": _means([row["central"] for row in rows]),
-        "mean_alone": {site: _means([row["alone"][site] for row in rows]) for site in rows[0]["alone"]},
+        "mean": means([row["final"] for row in rows]),
+        "mean_central": means([row["central"] for row in rows]),
+        "mean_alone": {site: means([row["alone"][site] for row in rows]) for site in rows[0]["alone"]},
         "runs": rows,
     }
 
@@ -56,14 +56,15 @@ def repeat_centre(name: str, runs: int, overrides: list[str]) -> dict[str, Any]:
             observer = Observer(set_up(fill(Simulation, table), Path(place)))
             model = central(observer.plan, [site.training_records for site in observer.sites])
         rows.append({"seed": seed, "final": _values(observer.score(model, observer.pooled))})
-    return {"mean": _means([row["final"] for row in rows]), "runs": rows}
+    return {"mean": means([row["final"] for row in rows]), "runs": rows}
 
 
 def _values(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {metric: found["value"] for metric, found in metrics.items()}
 
 
-def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each figure over the runs."""
     return {metric: statistics.mean(row[metric] for row in rows) for metric in rows[0]}
 
 

@@ -14,6 +14,7 @@ from common.models import build, load_parameters, parameters_of, predict
 from scenarios import baselines
 from scenarios.engines import run_local, run_ray
 from scenarios.grid import Delivery, as_it_is
+from scenarios.mitigation import before_and_after
 from scenarios.simulation import Workplace
 from server.outcome import report_of, unprotected, wire
 from server.report import write_report
@@ -72,6 +73,16 @@ class Observer:
     def metrics(self) -> Metrics:
         return self.score(self.state(), self.pooled)
 
+    def mended(self, fairness: Mapping[str, Any]) -> dict[str, Any]:
+        """What the thresholds that were told make of the model on held-out records; by attribute. See `mitigation.py`."""
+        load_parameters(self.network, self.state().released)
+        probabilities = predict(self.network, self.pooled.features)
+        return {
+            name: before_and_after(probabilities, self.pooled, name, thresholds)
+            for name, thresholds in fairness.get("thresholds", {}).items()
+            if set(thresholds) <= set(self.pooled.groups[name].tolist())
+        }
+
     def score(self, state: ModelState, records: Records) -> Metrics:
         """Metrics with 95 % intervals; none at all where nothing is held out."""
         if not len(records):
@@ -101,6 +112,8 @@ def _report(
         "sites": [_site_row(observer, site, traffic) for site in observer.sites],
         "wire": wire(store) | _measured(observer, state.model.size, store),
     }
+    if records and (mended := observer.mended(records[-1]["fairness"])):
+        report["mitigation"] = mended
     if simulation.simulation.baselines:
         report["baselines"] = _baselines(observer)
     write_report(workplace.out, report)

@@ -1,34 +1,66 @@
-"""What opened counts by protected group say of a model, as the record of a round keeps it. Pure."""
+"""What opened counts by protected group say of a model: as the record of a round keeps it, and as a page shows it. Pure."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from common.evaluators.fairness import Fairness, rates_by_group, selection_rates
+from common.evaluators.fairness import Fairness, groupings, rates_by_group, selection_rates
 from common.evaluators.groups import GroupCounts
 from common.evaluators.mitigation import parity_thresholds
 from common.evaluators.report import Material
 
 _FEWEST_BINS = 4  # with two, a threshold can only be where it was
+_SLACK = 0.02  # by which shares may still differ: the last of a gap costs the most accuracy
+GAPS = {  # key -> what a page calls it
+    "demographic_parity_difference": "Demographic parity",
+    "equal_opportunity_difference": "Equal opportunity",
+    "equalized_odds_difference": "Equalised odds",
+}
+RATES = {
+    "selection_rate": "Named class 1",
+    "true_positive_rate": "True positives",
+    "false_positive_rate": "False positives",
+    "accuracy": "Accuracy",
+}
 
 
 def by_group(counts: GroupCounts) -> dict[str, Any]:
     """{figures, remarks, groups, thresholds}, ready for JSON; intervals are 95 %, for records and noise together.
 
-    figures: gaps between groups, `attribute: name`.   groups: attribute -> group -> rate.
+    figures: gaps between groups, `attribute: name`.   groups: attribute (or two) -> group -> rate.
     thresholds: attribute -> group -> the probability of class 1 above which a record of that group is to be named so,
-    for equal shares of each group; only where the plan counts by four bins or more and no group is lost in the noise.
+    so that shares of groups differ by 0.02 at most; only where the plan counts by four bins or more and no group is lost in the noise.
     They follow from what was released, so they cost nothing more.
     """
     found = Fairness().evaluate(Material(groups=counts))
-    tables = {name: counts.by(name) for name in counts.cells.attributes}
-    clear = [name for name, by in tables.items() if selection_rates(by).keys() == by.keys()]
-    chosen = clear if counts.cells.bins >= _FEWEST_BINS else []
+    tables = {chosen: counts.by(*chosen) for chosen in groupings(counts.cells.attributes)}
+    enough = counts.cells.bins >= _FEWEST_BINS
     return {
         "figures": {name: asdict(figure) for name, figure in found.figures.items()},
         "remarks": list(found.remarks),
         "groups": {
-            name: {group: {rate: asdict(told) for rate, told in rates.items()} for group, rates in found_by.items()}
-            for name, found_by in ((name, rates_by_group(by)) for name, by in tables.items())
+            " and ".join(chosen): {
+                group: {name: asdict(rate) for name, rate in rates.items()}
+                for group, rates in rates_by_group(by).items()
+            }
+            for chosen, by in tables.items()
         },
-        "thresholds": {name: dict(parity_thresholds(tables[name]).by_group) for name in chosen},
+        "thresholds": {
+            chosen[0]: dict(parity_thresholds(by, _SLACK).by_group)
+            for chosen, by in tables.items()
+            if enough and len(chosen) == 1 and selection_rates(by).keys() == by.keys()
+        },
     }
+
+
+def by_attribute(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Attribute (or two) -> round -> gap -> figure, with `worst_accuracy` and `worst`, the group that has it."""
+    told: dict[str, dict[int, dict[str, Any]]] = {}
+    for entry in rounds:
+        found = entry["fairness"]
+        for attribute, groups in found.get("groups", {}).items():
+            gaps = {key: found["figures"].get(f"{attribute}: {key}") for key in (*GAPS, "worst_accuracy")}
+            known = [group for group in groups if "accuracy" in groups[group]]
+            worst = min(known, key=lambda group: groups[group]["accuracy"]["value"], default="")
+            told.setdefault(attribute, {})[entry["round"]] = {**gaps, "worst": worst}
+    return told

@@ -76,6 +76,26 @@ def utility_by_round(figures: Mapping[int, Figures], metric: str, reference: flo
     return draw(_HEIGHT, alt, paint)
 
 
+def gaps_by_round(gaps: Mapping[str, Mapping[int, Figures]], alt: str) -> str:
+    """gaps: name -> round -> figure. A dot and its interval each, side by side; 0 is equal."""
+
+    def paint(ax: "Axes") -> None:
+        rounds = sorted({number for by_round in gaps.values() for number in by_round})
+        apart = 0.06 * (rounds[-1] - rounds[0])
+        marks = zip(gaps.items(), ((_BLUE, "o"), (_ORANGE, "s"), (_GREEN, "^")), strict=False)
+        for place, ((name, by_round), (colour, marker)) in enumerate(marks):
+            at = [number + apart * (place - 1) for number in by_round]
+            low, value, high = ([figures[key] for figures in by_round.values()] for key in ("low", "value", "high"))
+            ax.vlines(at, low, high, color=colour, linewidth=2)
+            ax.plot(at, value, marker, color=colour, label=name)
+        ax.set(xlabel="round", ylabel="gap between groups", ylim=(0, None))
+        ax.grid(axis="y")
+        ax.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3)
+        ax.set_xticks(rounds)
+
+    return draw(_HEIGHT, alt, paint)
+
+
 def comparison(
     rows: Sequence[tuple[str, Figures, Literal["ours", "alone", "central", "non_private"]]], metric: str, alt: str
 ) -> str:

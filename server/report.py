@@ -10,6 +10,7 @@ from typing import Any
 from common.files import write_atomically
 from server import plots
 from server.disclosure import Disclosure, not_protected, round_up, who_learns_what
+from server.fairness import GAPS, RATES, by_attribute
 from server.summary import (
     METRICS,
     at_a_glance,
@@ -33,7 +34,7 @@ _ROUND: dict[str, Any] = {
     "round": 0,
     **dict.fromkeys(("seconds", "sites")),
     "left_out": [],
-    **{key: {} for key in ("metrics", "epsilon", "reported")},
+    **{key: {} for key in ("metrics", "epsilon", "reported", "fairness")},
 }
 _SITE = dict.fromkeys(
     (
@@ -100,6 +101,10 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         gaps=not_protected(facts, simulated),
         metrics={key: how for key, (_, how) in METRICS.items() if key in report["final"]},
         plots={key: Markup(svg) for key, svg in _plots(report, facts).items()},  # noqa: S704  # escaped as XML
+        fairness=by_attribute(report["rounds"]),
+        gap_names=GAPS,
+        rate_names=RATES,
+        last=next((entry["fairness"] for entry in reversed(report["rounds"]) if entry["fairness"]), {}),
         measured=[(entry["round"], entry["reported"]) for entry in report["rounds"] if entry["reported"]],
         absences=[(entry["round"], out) for entry in report["rounds"] for out in entry["left_out"]],
     )
@@ -109,7 +114,7 @@ def _filled(report: Mapping[str, Any]) -> dict[str, Any]:
     """The report with every key that the page asks for; what was absent is empty or None."""
     filled: dict[str, Any] = {
         **dict.fromkeys(("outcome", "run", "created", "engine"), ""),
-        **{key: {} for key in ("versions", "final", "final_by_site", "privacy")},
+        **{key: {} for key in ("versions", "final", "final_by_site", "privacy", "mitigation")},
         "insecure": [],
         **report,
     }
@@ -138,6 +143,13 @@ def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
     if len(rows) > 1:
         alt = f"{label}: {'; '.join(f'{name} {figure(figures)}' for name, figures, _ in rows)}."
         drawn["comparison"] = plots.comparison(rows, label, alt)
+
+    for attribute, told in by_attribute(rounds).items():
+        gaps = {key: {number: found[key] for number, found in told.items() if found[key]} for key in GAPS}
+        if " and " not in attribute and len(told) > 1 and any(gaps.values()):
+            (*_, last), names = told, {GAPS[key]: by_round for key, by_round in gaps.items() if by_round}
+            alt = f"Gaps by {attribute} in round {last}: {'; '.join(f'{n} {figure(g.get(last))}' for n, g in names.items())}."
+            drawn[f"gaps by {attribute}"] = plots.gaps_by_round(names, alt)
 
     spent: dict[str, dict[int, float]] = {}
     for entry in rounds:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from server.disclosure import Disclosure, detectable, round_up
+from server.fairness import GAPS, by_attribute
 
 METRICS = {  # key -> name, how to read it; the first that a report has is the one it draws
     "auc": (
@@ -38,6 +39,7 @@ def summary(report: Mapping[str, Any], facts: Disclosure) -> list[tuple[str, str
         "What left each site?": _departed(report, facts),
         f"What may one {facts.unit} lose?": _lost(facts),
         "How good is the model?": _useful(report, facts),
+        "Does it treat groups alike?": _alike(report),
         "Was a protection off?": "Yes. See the red box above." if facts.warnings else "No. No test-only switch was on.",
     }
     return [(question, answer) for question, answer in answers.items() if answer]
@@ -130,6 +132,19 @@ def _useful(report: Mapping[str, Any], facts: Disclosure) -> str:
     if complete(baselines["non_private"].get(metric)):
         told += f" All together without privacy: {baselines['non_private'][metric]['value']:.3f}."
     return told
+
+
+def _alike(report: Mapping[str, Any]) -> str:
+    """The last measured gaps by each attribute."""
+    told = []
+    for attribute, by_round in by_attribute(report["rounds"]).items():
+        number, found = max(by_round.items())
+        gaps = "; ".join(f"{name.lower()} {figure(found[key])}" for key, name in GAPS.items() if complete(found[key]))
+        if gaps:
+            told.append(
+                f"Gaps by {attribute} before round {number}: {gaps}; 0 is none. Named right least: {found['worst']}."
+            )
+    return " ".join(told)
 
 
 def primary_metric(final: Mapping[str, Any]) -> str:

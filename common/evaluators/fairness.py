@@ -165,7 +165,7 @@ class Fairness:
     def evaluate(self, material: Material) -> Findings:
         counts = needed(material.groups, "groups", self.name)
         figures, remarks = {}, []
-        for chosen in _groupings(counts.cells.attributes):
+        for chosen in groupings(counts.cells.attributes):
             tables, prefix = counts.by(*chosen), " and ".join(chosen)
             for name, figure in _DIFFERENCES.items():
                 if name == "calibration_difference" and counts.cells.bins < 4:
@@ -184,7 +184,8 @@ class Fairness:
         return Findings(self.name, figures, tuple(remarks))
 
 
-def _groupings(attributes: Iterable[str]) -> list[tuple[str, ...]]:
+def groupings(attributes: Iterable[str]) -> list[tuple[str, ...]]:
+    """Each attribute, and each two of them together."""
     names = list(attributes)
     return [(name,) for name in names] + list(combinations(names, 2))
 

@@ -15,6 +15,7 @@ import client.masking
 import client.round
 import server.round
 from common import append_log
+from common.evaluators.mitigation import Thresholds
 from common.federation import PrivacySettings
 from common.robust_rules import RULES
 from common.signing import Identity
@@ -60,6 +61,10 @@ def learns_by_heart(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(attacks, name, value)
 
 
+def one_for_all(tables: Mapping[str, Any], slack: float) -> Thresholds:
+    return Thresholds(dict.fromkeys(tables, 0.5))
+
+
 @dataclass(frozen=True)
 class Flip:
     """What is switched off, and the figures whose promises must then fail."""
@@ -103,6 +108,12 @@ FLIPS: Mapping[str, Sequence[Flip]] = {
         Flip(["report_verified"], patch=lambda p: p.setattr("scenarios.simulate.sign_report", nothing)),
     ],
     "poisoned-sites": [Flip(["lost_single", "lost_buckets"], patch=only_the_mean)],
+    "unfair-site": [
+        Flip(["epsilon"], ["privacy.mode=none"]),
+        Flip(["byte_surprise"], ["privacy.mode=none", "encryption.preset=none", "metrics.every=0"]),
+        Flip(["gap_mended"], patch=lambda p: p.setattr("server.fairness.parity_thresholds", one_for_all)),
+        Flip(["seen"], ["metrics.noise_multiplier=100"]),
+    ],
     "backdoor": [Flip(["opens"], patch=only_the_mean)],
 }
 
