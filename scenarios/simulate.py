@@ -74,7 +74,7 @@ class Observer:
         return self.score(self.state(), self.pooled)
 
     def mended(self, fairness: Mapping[str, Any]) -> dict[str, Any]:
-        """What the thresholds that were told make of the model on held-out records; by attribute. See `mitigation.py`."""
+        """What the thresholds that were told make of the model on held-out records, by attribute."""
         load_parameters(self.network, self.state().released)
         probabilities = predict(self.network, self.pooled.features)
         return {

@@ -1,4 +1,4 @@
-"""What opened counts by protected group say of a model: as the record of a round keeps it, and as a page shows it. Pure."""
+"""What opened counts by protected group say: as the record of a round keeps it, and as a page shows it. Pure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -29,8 +29,8 @@ def by_group(counts: GroupCounts) -> dict[str, Any]:
 
     figures: gaps between groups, `attribute: name`.   groups: attribute (or two) -> group -> rate.
     thresholds: attribute -> group -> the probability of class 1 above which a record of that group is to be named so,
-    so that shares of groups differ by 0.02 at most; only where the plan counts by four bins or more and no group is lost in the noise.
-    They follow from what was released, so they cost nothing more.
+    so that shares of groups differ by 0.02 at most; only where the plan counts by four bins or more and no group is
+    lost in the noise. They follow from what was released, so they cost nothing more.
     """
     found = Fairness().evaluate(Material(groups=counts))
     tables = {chosen: counts.by(*chosen) for chosen in groupings(counts.cells.attributes)}

@@ -148,7 +148,8 @@ def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
         gaps = {key: {number: found[key] for number, found in told.items() if found[key]} for key in GAPS}
         if " and " not in attribute and len(told) > 1 and any(gaps.values()):
             (*_, last), names = told, {GAPS[key]: by_round for key, by_round in gaps.items() if by_round}
-            alt = f"Gaps by {attribute} in round {last}: {'; '.join(f'{n} {figure(g.get(last))}' for n, g in names.items())}."
+            values = "; ".join(f"{name} {figure(by_round.get(last))}" for name, by_round in names.items())
+            alt = f"Gaps by {attribute} before round {last}: {values}."
             drawn[f"gaps by {attribute}"] = plots.gaps_by_round(names, alt)
 
     spent: dict[str, dict[int, float]] = {}
