@@ -10,7 +10,7 @@ from common.evaluators.mitigation import parity_thresholds
 from common.evaluators.report import Material
 
 _FEWEST_BINS = 4  # with two, a threshold can only be where it was
-_SLACK = 0.02  # by which shares may still differ: the last of a gap costs the most accuracy
+_SLACK = 0.025  # by which shares may still differ: the last of a gap costs the most accuracy
 GAPS = {  # key -> what a page calls it
     "demographic_parity_difference": "Demographic parity",
     "equal_opportunity_difference": "Equal opportunity",
@@ -29,7 +29,7 @@ def by_group(counts: GroupCounts) -> dict[str, Any]:
 
     figures: gaps between groups, `attribute: name`.   groups: attribute (or two) -> group -> rate.
     thresholds: attribute -> group -> the probability of class 1 above which a record of that group is to be named so,
-    so that shares of groups differ by 0.02 at most; only where the plan counts by four bins or more and no group is
+    so that shares of groups differ by 0.025 at most; only where the plan counts by four bins or more and no group is
     lost in the noise. They follow from what was released, so they cost nothing more.
     """
     found = Fairness().evaluate(Material(groups=counts))

@@ -25,10 +25,11 @@ NAMES = ("adler", "birke", "cedar", "dorn")
 
 
 def records(name: str) -> Records:
-    """Twenty records of three numbers, different at every site."""
+    """Twenty records of three numbers in two groups, different at every site."""
     random = np.random.default_rng(sum(name.encode()))
     features = random.normal(size=(20, 3)).astype(np.float32)
-    return Records(features, (features.sum(axis=1) > 0).astype(np.int64))
+    labels = (features.sum(axis=1) > 0).astype(np.int64)
+    return Records(features, labels, {"sex": random.choice(["f", "m"], 20)})
 
 
 def workplace(out: Path, names: Sequence[str] = NAMES, *overrides: str) -> Workplace:

@@ -80,7 +80,7 @@ def with_the_key(run: SiteRun, number: int, body: bytes) -> Numbers:
 
     Our own opener stops where no sum could have given these words; an attacker does not.
     """
-    size, scheme = run.version().size, run.scheme
+    size, scheme = run.layout(number).length, run.scheme
     sent = Ciphertext.decode(scheme, size, body[_HASH:])
     c1 = b"".join(expand_seeds(scheme, [bytes(sent.seeds)]))
     alone = Aggregate.decode(scheme, size, Aggregate(scheme, size, 1, sent.c0, c1=c1).encode())
@@ -95,7 +95,7 @@ def with_the_key(run: SiteRun, number: int, body: bytes) -> Numbers:
 
 def with_key_and_mask(site: Site, run: SiteRun, number: int, body: bytes) -> Numbers:
     """What the site truly sent, opened with the mask that lies on its own disk and nowhere else."""
-    size, scheme = run.version().size, run.scheme
+    size, scheme = run.layout(number).length, run.scheme
     sent = Ciphertext.decode(scheme, size, body[_HASH:])
     c1 = b"".join(expand_seeds(scheme, [bytes(sent.seeds)]))
     alone = Aggregate.decode(scheme, size, Aggregate(scheme, size, 1, sent.c0, c1=c1).encode())

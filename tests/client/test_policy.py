@@ -13,7 +13,14 @@ from client.policy import EXAMPLE, Resources, SitePolicy, consent, objections, r
 from client.windows import DAYS, Window, is_open
 from common.config import fill, load_table, to_table
 from common.errors import CohortTooSmall, ConfigError, NotNow, PrivacyError, ProtocolError, TrustError
-from common.federation import EncryptionSettings, FederationSettings, ModelSettings, Plan, PrivacySettings
+from common.federation import (
+    EncryptionSettings,
+    FederationSettings,
+    MetricsSettings,
+    ModelSettings,
+    Plan,
+    PrivacySettings,
+)
 from common.wire import digest
 
 POLICY = SitePolicy(epsilon=3.0, delta=1e-3, min_cohort=3)
@@ -42,6 +49,7 @@ def test_what_the_policy_forbids_is_refused(plan, error, key):
         consent(POLICY, plan, COHORT, 100)
 
 
+BY_SEX = MetricsSettings(every=1, groups={"sex": ("f", "m")})
 SMALL = ModelSettings("mlp", (3,), 2, (8,))
 RULES = [
     ("min_cohort", 4, PLAN, CohortTooSmall),
@@ -52,8 +60,16 @@ RULES = [
     ("model_factories", (), replace(PLAN, model=ModelSettings("a:b")), PrivacyError),
     ("max_weights", 39, replace(PLAN, model=SMALL), ProtocolError),
     ("reports", ("seconds", "metrics"), PLAN, PrivacyError),
+    ("protected_attributes", ("race",), replace(PLAN, metrics=BY_SEX), PrivacyError),
 ]
-GENEROUS = replace(POLICY, require_encryption=False, require_privacy=False, model_factories=("a:b",), max_weights=40)
+GENEROUS = replace(
+    POLICY,
+    require_encryption=False,
+    require_privacy=False,
+    model_factories=("a:b",),
+    max_weights=40,
+    protected_attributes=("race", "sex"),
+)
 
 
 @pytest.mark.parametrize(("key", "value", "plan", "error"), RULES, ids=[rule[0] for rule in RULES])
@@ -65,6 +81,11 @@ def test_each_rule_alone_turns_a_yes_into_a_no_and_names_itself(key, value, plan
     assert objection.message.startswith(f"policy.{key}: ")
     with pytest.raises(error, match=f"policy.{key}"):
         consent(replace(GENEROUS, **{key: value}), asked, COHORT, 100)
+
+
+def test_nobody_is_counted_by_a_protected_attribute_unless_the_administrator_names_it():
+    (objection,) = objections(POLICY, replace(PLAN, metrics=BY_SEX), len(COHORT), 100)
+    assert objection.message.startswith("policy.protected_attributes: the plan counts records by sex")
 
 
 def test_no_rule_is_without_a_test():

@@ -159,7 +159,8 @@ def test_metrics_that_the_plan_does_not_make_public_stay_at_the_sites(tmp_path):
 
 def test_no_count_leaves_without_its_noise(tmp_path):
     """What a site adds to its counts is drawn afresh and of the promised scale. False alarm 1e-6 per run."""
-    played = Coordinator.ready(tmp_path / "run", NAMES, "metrics.every=1", "metrics.noise_multiplier=5.0")
+    fresh = ("metrics.every=1", "metrics.noise_multiplier=5.0", "simulation.insecure_randomness=0")
+    played = Coordinator.ready(tmp_path / "run", NAMES, *fresh)
     made = played.offers(1)
     total = played.total(played.train(1, made).values())
     played.apply(1, played.publish(1, made, NAMES, total))
