@@ -1,6 +1,5 @@
-"""What opened counts by protected group say: as the record of a round keeps it, and as a page shows it. Pure."""
+"""What opened counts by protected group say: gaps, rates and thresholds, as a round's record keeps it. Pure."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,17 +10,6 @@ from common.evaluators.report import Material
 
 _FEWEST_BINS = 4  # with two, a threshold can only be where it was
 _SLACK = 0.025  # by which shares may still differ: the last of a gap costs the most accuracy
-GAPS = {  # key -> what a page calls it
-    "demographic_parity_difference": "Demographic parity",
-    "equal_opportunity_difference": "Equal opportunity",
-    "equalized_odds_difference": "Equalised odds",
-}
-RATES = {
-    "selection_rate": "Named class 1",
-    "true_positive_rate": "True positives",
-    "false_positive_rate": "False positives",
-    "accuracy": "Accuracy",
-}
 
 
 def by_group(counts: GroupCounts) -> dict[str, Any]:
@@ -51,16 +39,3 @@ def by_group(counts: GroupCounts) -> dict[str, Any]:
             if enough and len(chosen) == 1 and selection_rates(by).keys() == by.keys()
         },
     }
-
-
-def by_attribute(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
-    """Attribute (or two) -> round -> gap -> figure, with `worst_accuracy` and `worst`, the group that has it."""
-    told: dict[str, dict[int, dict[str, Any]]] = {}
-    for entry in rounds:
-        found = entry["fairness"]
-        for attribute, groups in found.get("groups", {}).items():
-            gaps = {key: found["figures"].get(f"{attribute}: {key}") for key in (*GAPS, "worst_accuracy")}
-            known = [group for group in groups if "accuracy" in groups[group]]
-            worst = min(known, key=lambda group: groups[group]["accuracy"]["value"], default="")
-            told.setdefault(attribute, {})[entry["round"]] = {**gaps, "worst": worst}
-    return told

@@ -10,10 +10,12 @@ from typing import Any
 from common.files import write_atomically
 from server import plots
 from server.disclosure import Disclosure, not_protected, round_up, who_learns_what
-from server.fairness import GAPS, RATES, by_attribute
 from server.summary import (
+    GAPS,
     METRICS,
+    RATES,
     at_a_glance,
+    by_attribute,
     complete,
     count,
     day,

@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from server.disclosure import Disclosure, detectable, round_up
-from server.fairness import GAPS, by_attribute
 
 METRICS = {  # key -> name, how to read it; the first that a report has is the one it draws
     "auc": (
@@ -17,6 +16,17 @@ METRICS = {  # key -> name, how to read it; the first that a report has is the o
     ),
     "accuracy": ("Accuracy", "Accuracy: the share of records whose class the model names right."),
     "loss": ("Log loss", "Log loss: the mean surprise at the true class. Lower is better, 0 is perfect."),
+}
+GAPS = {  # between groups
+    "demographic_parity_difference": "Demographic parity",
+    "equal_opportunity_difference": "Equal opportunity",
+    "equalized_odds_difference": "Equalised odds",
+}
+RATES = {
+    "selection_rate": "Named class 1",
+    "true_positive_rate": "True positives",
+    "false_positive_rate": "False positives",
+    "accuracy": "Accuracy",
 }
 _PROMISES = {  # key -> what it is called
     "unit": "Unit of protection",
@@ -145,6 +155,19 @@ def _alike(report: Mapping[str, Any]) -> str:
                 f"Gaps by {attribute} before round {number}: {gaps}; 0 is none. Named right least: {found['worst']}."
             )
     return " ".join(told)
+
+
+def by_attribute(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Attribute (or two) -> round -> gap -> figure, with `worst_accuracy` and `worst`, the group that has it."""
+    told: dict[str, dict[int, dict[str, Any]]] = {}
+    for entry in rounds:
+        found = entry["fairness"]
+        for attribute, groups in found.get("groups", {}).items():
+            gaps = {key: found["figures"].get(f"{attribute}: {key}") for key in (*GAPS, "worst_accuracy")}
+            known = [group for group in groups if "accuracy" in groups[group]]
+            worst = min(known, key=lambda group: groups[group]["accuracy"]["value"], default="")
+            told.setdefault(attribute, {})[entry["round"]] = {**gaps, "worst": worst}
+    return told
 
 
 def primary_metric(final: Mapping[str, Any]) -> str:
