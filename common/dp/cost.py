@@ -45,12 +45,13 @@ def round_events(plan: Plan, round_number: int, cohort: int, summed: int) -> dic
 
 
 def planned_events(plan: Plan, cohort: int, rounds: Iterable[int]) -> tuple[DpEvent, ...]:
-    """What `rounds` cost together when everybody is there, with one of them still reserved for as few as may be."""
-    numbers = sorted(rounds)
-    attended = [cohort] * len(numbers)
-    if plan.privacy.in_shares and numbers:
-        attended[-1] = plan.smallest_sum(cohort)
-    costs = (round_events(plan, number, cohort, there) for number, there in zip(numbers, attended, strict=True))
+    """What `rounds` cost together when everybody is there, with one of them still reserved for as few as may be.
+
+    That is the last, or the last that trains: counts alone may cost less than what a round of training is reserved for.
+    """
+    numbers, fewest = sorted(rounds), plan.smallest_sum(cohort) if plan.privacy.in_shares else cohort
+    reserved = {*numbers[-1:], max(filter(plan.trains, numbers), default=0)}
+    costs = (round_events(plan, each, cohort, fewest if each in reserved else cohort) for each in numbers)
     return tuple(event for cost in costs for events in cost.values() for event in events)
 
 

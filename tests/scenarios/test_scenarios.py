@@ -112,7 +112,7 @@ FLIPS: Mapping[str, Sequence[Flip]] = {
         Flip(["epsilon"], ["privacy.mode=none"]),
         Flip(["byte_surprise"], ["privacy.mode=none", "encryption.preset=none", "metrics.every=0"]),
         Flip(["gap_mended"], patch=lambda p: p.setattr("server.fairness.parity_thresholds", one_for_all)),
-        Flip(["seen"], ["metrics.noise_multiplier=100"]),
+        Flip(["seen"], ["metrics.noise_multiplier=500"]),
     ],
     "backdoor": [Flip(["opens"], patch=only_the_mean)],
 }
