@@ -42,3 +42,9 @@ def test_a_figure_is_a_mean_over_three_runs_or_more_of_a_command_that_still_runs
     fill(Simulation, override(load_table(SCENARIOS / f"{name}.toml"), overrides))
     for metric, mean in result["mean"].items():
         assert mean == pytest.approx(statistics.mean(run["final"][metric] for run in result["runs"]))
+
+
+def test_the_shipped_thresholds_cut_adults_gap_by_four_fifths_at_two_points_at_most():
+    mean = json.loads((SCENARIOS / "results" / "adult_fair.json").read_text())["mean"]
+    assert mean["gap_after"] <= 0.2 * mean["gap_before"]
+    assert mean["accuracy_after"] >= mean["accuracy_before"] - 0.02

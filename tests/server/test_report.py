@@ -444,3 +444,51 @@ def test_slow_libraries_wait_until_a_report_is_written():
 
     check = "import sys, server.report; sys.exit(bool({'matplotlib', 'jinja2', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def measured_by(attribute: str, groups: tuple[str, str]) -> dict[str, Any]:
+    rates = {"selection_rate": figures(0.2), "true_positive_rate": figures(0.5), "false_positive_rate": figures(0.1)}
+    return {
+        "figures": {
+            f"{attribute}: {name}": figures(value)
+            for name, value in [
+                ("demographic_parity_difference", 0.19),
+                ("equal_opportunity_difference", 0.12),
+                ("equalized_odds_difference", 0.13),
+                ("worst_accuracy", 0.71),
+            ]
+        },
+        "remarks": [],
+        "groups": {attribute: {groups[0]: {**rates, "accuracy": figures(0.71)}, groups[1]: {"accuracy": figures(0.9)}}},
+        "thresholds": {attribute: {groups[0]: 0.21, groups[1]: 0.76}},
+    }
+
+
+def test_gaps_between_groups_are_shown_with_their_intervals_and_what_would_mend_them(page_of):
+    report = a_report()
+    for entry in report["rounds"][1:]:
+        entry["fairness"] = measured_by("sex", ("Female", "Male"))
+    judged = {"accuracy": figures(0.8), "demographic_parity_difference": figures(0.05)}
+    report["mitigation"] = {"sex": {"thresholds": {}, "before": {**judged, "accuracy": figures(0.82)}, "after": judged}}
+    page = page_of(report)
+    gaps = "0.190 (0.160 to 0.220) 0.120 (0.090 to 0.150) 0.130 (0.100 to 0.160) 0.710 (0.680 to 0.740) Female"
+    told = [row.replace(" ", "") for row in page.rows]
+    assert f"2{gaps}".replace(" ", "") in told
+    assert f"3{gaps}".replace(" ", "") in told
+    assert "Male–––0.900(0.870to0.930)0.76" in told
+    assert "bysex0.050(0.020to0.080)0.800(0.770to0.830)" in told
+    assert "Gaps by sex before round 3: demographic parity 0.190 (0.160 to 0.220)" in page.text
+    assert "Named right least: Female." in page.text
+    assert any("Gaps by sex before round 3" in (a["aria-label"] or "") for tag, a in page.tags if tag == "svg")
+    assert "treats groups alike" not in page_of(a_report()).text
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "a\x00\nb", "items"])
+def test_a_hostile_group_is_only_a_name(page_of, name):
+    report = a_report()
+    for entry in report["rounds"]:
+        entry["fairness"] = measured_by(name, (name, "other"))
+    page = page_of(report)
+    assert not {"script", "img"} & {tag for tag, _ in page.tags}
+    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
+    assert sum(tag == "svg" for tag, _ in page.tags) == 6
