@@ -14,6 +14,7 @@ import numpy as np
 
 from client import masking
 from client.consent import require_budget, require_consent
+from client.datasets import Records
 from client.limits import cpu_allowance
 from client.opening import open_published
 from client.policy import consent, size_objection
@@ -27,6 +28,8 @@ from common.dp.events import DpEvent
 from common.encoding import Encoding, public_scale
 from common.errors import InvalidUpdate, PrivacyError, ProtocolError, TrustError, UnknownEvent, WrongRound
 from common.evaluators.counts import tally
+from common.evaluators.utility import log_loss
+from common.fair_update import weighted
 from common.federation import ModelSettings, Plan
 from common.he.packing import Integers
 from common.he.parameters import choose_scheme
@@ -157,6 +160,9 @@ def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
     _require_budget(site, run, number, bill)
     trained = train_and_charge(site, run, number, model, bill)
     update = clip(trained.update, run.plan.privacy.max_update_norm).values if private else trained.update
+    if q := run.plan.training.q:
+        loss = log_loss(_predicted(run, model, site.training_records), site.training_records.labels).value
+        update = weighted(update, loss, q, run.plan.training.learning_rate)
     envelope = Envelope(Kind.READABLE_UPDATE, run.run, number, run.plan_hash, site.name, update.astype("<f4").tobytes())
     data = encode(envelope)
     if private:
@@ -196,9 +202,7 @@ def train_and_charge(site: Site, run: SiteRun, number: int, model: np.ndarray, b
 def count_and_charge(site: Site, run: SiteRun, number: int, state: ModelState, bill: Bill) -> Integers:
     """How the model does on this site's held-out records: noised counts, paid for on disk before they are returned."""
     plan, records = run.plan, site.held_out_records
-    network = _network(plan.model)
-    load_parameters(network, state.released)
-    probabilities, layout = predict(network, records.features), run.layout(number)
+    probabilities, layout = _predicted(run, state.released, records), run.layout(number)
     counts, cells = tally(probabilities, records.labels), group_cells(plan)
     normal = site.randomness("metrics", number).gaussian(layout.counts + layout.groups, 1.0, np.float64)
     _charge(site, run, number, bill, "metrics")
@@ -276,6 +280,13 @@ def joined(site: Site, order: Envelope) -> SiteRun:
 def _network(settings: ModelSettings) -> "nn.Module":
     """One module per process and architecture; its parameters are overwritten before every use."""
     return build(settings)
+
+
+def _predicted(run: SiteRun, model: np.ndarray, records: Records) -> np.ndarray:
+    """(n, classes): the probabilities that a model gives."""
+    network = _network(run.plan.model)
+    load_parameters(network, model)
+    return predict(network, records.features)
 
 
 def _position(site: Site, run: SiteRun, more: Mapping[str, Any] = {}) -> bytes:

@@ -58,6 +58,8 @@ class TrainingSettings:
     (only without DP). optimizer: within a round, see `client/descent.py`; `adam` takes `momentum` and
     `second_momentum` as its decays and keeps the second moment above `adam_floor`. schedule: of the learning rate
     over all steps of the run, after `warmup_steps`. proximal_mu: FedProx's pull to the round's first weights.
+    q: how much more a site weighs the worse the model serves it (0: all alike), see `common/fair_update.py`; only in
+    runs without privacy and without encryption.
 
     Applied by every site alike to the opened aggregate, hence free post-processing: server_optimizer (`adam` takes
     `server_momentum` and `server_second_momentum` as its decays, and `server_adaptivity` is what it adds to the root),
@@ -79,6 +81,7 @@ class TrainingSettings:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = 0
     proximal_mu: float = 0.0
+    q: float = 0.0
     server_learning_rate: float = 1.0
     server_optimizer: Literal["momentum", "adam"] = "momentum"
     server_momentum: float = 0.0
@@ -104,6 +107,7 @@ class TrainingSettings:
             require(1e-30 <= value < math.inf, f"training.{name}", value, "positive")
         require(self.warmup_steps >= 0, "training.warmup_steps", self.warmup_steps, "0 or more")
         require(0 <= self.proximal_mu < math.inf, "training.proximal_mu", self.proximal_mu, "0 or more")
+        require(0 <= self.q <= 10, "training.q", self.q, "0 to 10")
         require(
             0 < self.server_learning_rate < math.inf,
             "training.server_learning_rate",

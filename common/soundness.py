@@ -39,6 +39,13 @@ def _unsound(plan: "Plan") -> Iterator[tuple[str, str, str]]:
             f"allowed: below federation.min_cohort = {plan.federation.min_cohort}; else no honest share may be left",
             _SHARES,
         )
+    if training.q and (privacy.mode != "none" or encryption.preset != "none"):
+        yield (
+            f"training.q = {training.q} with encryption.preset = {encryption.preset!r}",
+            "allowed: 0, or both 'none'; a weight that follows from a site's loss is a release about its records that "
+            "no noise covers, and it has no bound that integers could be scaled by",
+            "Li et al. 2020, arXiv:1905.10497, algorithm 2; Mohri et al. 2019, arXiv:1902.00146",
+        )
     if privacy.in_shares and encryption.layer_scales:
         yield (
             f"encryption.layer_scales = {encryption.layer_scales}",

@@ -15,9 +15,11 @@ import numpy as np
 from client.datasets import Records
 from client.train import train
 from common.dp.cost import noise_shares
+from common.evaluators.utility import log_loss
+from common.fair_update import step, weighted
 from common.federation import Plan, require
 from common.model_state import ModelState, advance
-from common.models import build, load_parameters, parameters_of
+from common.models import build, load_parameters, parameters_of, predict
 from common.randomness import Randomness
 from common.updates import clip
 from server.aggregate_clear import mean
@@ -79,11 +81,12 @@ def pooled(parts: Sequence[Records]) -> Records:
 def _rounds(plan: Plan, sites: list[Records]) -> ModelState:
     network = build(plan.model)
     state = ModelState.initial(parameters_of(network))
-    private = plan.privacy.mode != "none"
+    private, q = plan.privacy.mode != "none", plan.training.q
     for number in range(1, plan.federation.rounds + 1):
         updates = []
         for records in sites:
             load_parameters(network, state.model)
+            loss = log_loss(predict(network, records.features), records.labels).value if q else 0.0
             trained = train(
                 network,
                 records.features,
@@ -96,6 +99,7 @@ def _rounds(plan: Plan, sites: list[Records]) -> ModelState:
                 plan.federation.rounds,
             )
             update = clip(trained.update, plan.privacy.max_update_norm).values if private else trained.update
-            updates.append(update.astype("float32"))
-        state = advance(state, mean(updates), plan.training, plan.federation.rounds)
+            updates.append((weighted(update, loss, q, plan.training.learning_rate) if q else update).astype("float32"))
+        average = step(mean(updates)) if q else mean(updates)
+        state = advance(state, average, plan.training, plan.federation.rounds)
     return state

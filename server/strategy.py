@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 
 from common.audit import RoundClosed
 from common.errors import FederationError, InvalidUpdate
+from common.fair_update import step
 from common.federation import Plan
 from common.model_state import ModelState, advance
 from common.roster import COORDINATOR
@@ -157,16 +158,20 @@ class ReadableRounds(Rounds):
         return dict.fromkeys(sorted(self.links.by_site), order)
 
     def _check(self, site: str, body: Bytes) -> Bytes:
-        if len(body) != 4 * self.state.model.size:
-            raise InvalidUpdate(f"an update of {len(body) / 4:g} values for a model of {self.state.model.size}")
-        if not np.isfinite(np.frombuffer(body, "<f4")).all():
-            raise InvalidUpdate("the update holds NaN or infinite values")
+        values, weighs = self.state.model.size, self.plan.training.q > 0
+        if len(body) != 4 * (values + weighs):
+            raise InvalidUpdate(f"an update of {len(body) / 4:g} values for a model of {values}")
+        update = np.frombuffer(body, "<f4")
+        if not np.isfinite(update).all() or (weighs and update[-1] <= 0):
+            raise InvalidUpdate("the update holds NaN or infinite values, or weighs nothing")
         return body
 
     def _combine(self) -> Closed:
         started = time.perf_counter()
         closed = self.collecting.close()
         average = mean([np.frombuffer(body, "<f4") for body in closed.received.values()])
+        if self.plan.training.q:
+            average = step(average)
         self.state = advance(self.state, average, self.plan.training, self.plan.federation.rounds)
         self.store.keep_state(self.state)
         self.seconds["sum_s"] = time.perf_counter() - started
