@@ -23,6 +23,8 @@ from common.federation import FederationSettings, Plan, PrivacySettings, Trainin
         ("warmup_steps", -1),
         ("proximal_mu", -1.0),
         ("proximal_mu", float("inf")),
+        ("q", -1.0),
+        ("q", float("nan")),
     ],
 )
 def test_impossible_training_is_refused_by_its_key(key: str, value: float) -> None:

@@ -26,6 +26,9 @@ SHARED = {
         (["encryption.layer_scales=[1.0]"], "encryption.layer_scales", "2102.06387"),
         (["encryption.rounding=conditional"], "encryption.rounding = 'conditional'", "2102.06387"),
         (["privacy.mode=site", "metrics.every=1"], "metrics.every = 1", "1710.06963"),
+        (["training.q=1.0"], "training.q = 1.0", "1905.10497"),
+        (["privacy.mode=local", "encryption.preset=none", "training.q=0.5"], "training.q = 0.5", "1902.00146"),
+        (["privacy.mode=none", "training.q=2.0"], "training.q = 2.0", "1905.10497"),
     ],
 )
 def test_an_unsound_plan_is_refused_with_its_reason(changes: list[str], what: str, source: str) -> None:
@@ -44,6 +47,7 @@ def test_an_unsound_plan_is_refused_with_its_reason(changes: list[str], what: st
         ["privacy.mode=site", "training.local_steps=20", "training.momentum=0.9", "training.sampling=shuffle"],
         ["privacy.mode=local", "training.local_steps=20", "training.momentum=0.9", "encryption.preset=none"],
         ["privacy.mode=none", "training.sampling=shuffle", "encryption.preset=none"],
+        ["privacy.mode=none", "encryption.preset=none", "training.q=2.0"],
     ],
 )
 def test_a_sound_plan_is_not(changes: list[str]) -> None:
