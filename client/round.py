@@ -82,8 +82,7 @@ def join(site: Site, order: Envelope) -> bytes:
     consent(site.policy, plan, cohort, len(records))
     if plan.privacy.in_shares:
         noise_shares(plan, len(cohort))
-    if missing := sorted(plan.metrics.groups.keys() - records.groups.keys()):
-        raise ProtocolError(f"the plan counts by {', '.join(missing)}, which this site's records do not have")
+    _require_groups(plan, records)
     largest_label = max(records.labels.max(), held_out.labels.max(initial=0))
     if records.features.shape[1:] != plan.model.inputs or largest_label >= plan.model.classes:
         raise ProtocolError("the plan's model.inputs or model.classes do not fit this site's records")
@@ -310,6 +309,15 @@ def _require_noise_that_fits(plan: Plan, run: bytes, cohort: int, layers: Sequen
             MetricsCode.of(plan, cohort, scheme.value_bits)
         if plan.metrics.every and plan.metrics.groups:
             MetricsCode.of_groups(plan, cohort, scheme.value_bits)
+
+
+def _require_groups(plan: Plan, records: Records) -> None:
+    """Raises ProtocolError when the records cannot be counted by the plan's groups, or would all be left out."""
+    for name, levels in sorted(plan.metrics.groups.items()):
+        if name not in records.groups:
+            raise ProtocolError(f"the plan counts by {name}, which this site's records do not have")
+        if not np.isin(records.groups[name].astype(str), levels).any():
+            raise ProtocolError(f"no record of this site has one of the levels of {name} that the plan counts")
 
 
 def _require_budget_for_rest(site: Site, run: bytes, plan: Plan, cohort: int) -> None:

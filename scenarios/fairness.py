@@ -39,7 +39,7 @@ def tried(name: str, seed: int, attribute: str, overrides: Sequence[str]) -> dic
     table = override(load_table(_HERE / f"{name}.toml"), [*overrides, f"data.seed={seed}"])
     data = fill(DataSettings, table["data"])
     names, (_, options) = site_names(data), site_loader(data, site_names(data)[0])
-    loader = {"loader": f"{__name__}:counted_site".replace("__main__", "scenarios.fairness"), "options": options}
+    loader = {"loader": "scenarios.fairness:counted_site", "options": options}
     simulation = fill(Simulation, table | {"data": {**loader, "site_names": names, "seed": seed}})
     with tempfile.TemporaryDirectory(prefix="veilfed-fairness-") as place:
         workplace = set_up(simulation, Path(place))

@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from common.config import fill, to_table
 from common.dp.noise_shares import NoiseShares
 from common.errors import ConfigError
 from common.evaluators.counts import sensitivity, size
+from common.evaluators.fairness import (
+    demographic_parity_difference,
+    equal_opportunity_difference,
+    equalized_odds_difference,
+)
+from common.evaluators.groups import GroupCounts
 from common.federation import (
     EncryptionSettings,
     FederationSettings,
@@ -94,6 +101,30 @@ def test_counts_by_group_ride_behind_the_others_attributes_in_the_order_of_their
     assert list(cells.attributes) == ["age", "sex"]
     assert group_cells(fill(Plan, from_json(to_json(to_table(asked))))) == cells  # as it comes over the wire
     assert group_cells(plan()) is None
+
+
+@pytest.mark.parametrize(("mode", "noise"), [("distributed", 10.0), ("local", 4.0), ("none", 1.0)])
+def test_intervals_hold_what_they_promise_after_the_road_through_integers(mode: str, noise: float) -> None:
+    """1,000 draws of 4,000 records at ten sites, their noise in shares or not. False alarm 1e-6 at 94 %, 3e-6 a test.
+
+    Both must be inside: the gap of the population, and that of the very records, which no noise has touched."""
+    asked = plan(mode, noise=noise, groups={"sex": ("f", "m")})
+    cells, code = group_cells(asked), MetricsCode.of_groups(asked, 10, 16)
+    assert cells is not None
+    chances, random = np.array([0.27, 0.05, 0.02, 0.06, 0.26, 0.12, 0.05, 0.17]), np.random.default_rng()
+    gaps = (demographic_parity_difference, equal_opportunity_difference, equalized_odds_difference)
+    truth = [gap(GroupCounts(cells, chances * 1e9, 0.0).by("sex")).value for gap in gaps]
+    covered = np.zeros((2, len(gaps)))
+    for _ in range(1000):
+        sites = random.multinomial(400, chances, size=10).astype(float)
+        total = sum(code.encode(counts, random.normal(size=cells.size)) for counts in sites)
+        told = GroupCounts(cells, code.decode(np.asarray(total)), code.noise_in_sum(10)).by("sex")
+        pooled = GroupCounts(cells, sites.sum(axis=0), 0.0).by("sex")
+        for place, gap in enumerate(gaps):
+            found = gap(told)
+            covered[0, place] += found.low <= truth[place] <= found.high
+            covered[1, place] += found.low <= gap(pooled).value <= found.high
+    assert covered.min() >= binom.ppf(1e-6, 1000, 0.94)
 
 
 @pytest.mark.parametrize(

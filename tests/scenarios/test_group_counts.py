@@ -115,10 +115,11 @@ def test_a_site_refuses_to_count_by_what_its_policy_does_not_name_or_its_records
     assert (code, message.partition(":")[0]) == ("PrivacyError", "policy.protected_attributes")
     assert "by age" in message
     assert not (played.directories["adler"] / "runs").exists()
-    other = Coordinator(workplace(tmp_path / "other", NAMES, "metrics.every=1", 'metrics.groups={age=["old","young"]}'))
-    code, message = other.refused("adler", "join", 0, other.join_order())
-    assert (code, "counts by age" in message) == ("ProtocolError", True)
-    assert not (other.directories["adler"] / "runs").exists()
+    for groups, words in (('{age=["old","young"]}', "counts by age"), ('{sex=["Female","Male"]}', "levels of sex")):
+        other = Coordinator(workplace(tmp_path / words, NAMES, "metrics.every=1", f"metrics.groups={groups}"))
+        code, message = other.refused("adler", "join", 0, other.join_order())
+        assert (code, words in message) == ("ProtocolError", True)
+        assert not (other.directories["adler"] / "runs").exists()
 
 
 def test_every_site_opens_the_same_sum_of_counts_by_group(tmp_path):
