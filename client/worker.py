@@ -22,6 +22,7 @@ from typing import Any
 from client import agent, local_socket, observed
 from client.enroll import follow
 from client.policy import require_bundle_key
+from client.runs import SiteRun
 from client.site import Site, open_site, settings_stamp
 from common import bundle
 from common.audit import BundleAccepted, RosterFollowed, Started
@@ -61,7 +62,7 @@ def respond(directory: Path, head: Mapping[str, Any], order: bytes) -> agent.Ans
     _follow(directory)
 
     def act(site: Site, action: str, order: bytes) -> agent.Answer:
-        approved = partial(_require_bundle, site, head) if action == "join" else lambda order: None
+        approved = partial(_require_bundle, site, head) if action == "join" else partial(_require_signer, site)
         return agent.answer(site, action, order, approved)
 
     return observed.answer(open_site(directory, settings_stamp(directory)), str(head.get("action")), order, act)
@@ -79,8 +80,8 @@ def _follow(directory: Path) -> None:
         say(log, "kit not installed", logging.ERROR, message=error.strerror or str(error))
 
 
-def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> None:
-    """A run is joined only with a bundle that a trusted key signed, and only for the plan that is in it."""
+def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> bytes:
+    """A run is joined only with a bundle that a trusted key signed, and only for the plan that is in it: that key."""
     try:
         content = base64.b64decode(str(head["bundle"]), validate=True)
     except (KeyError, ValueError):
@@ -90,6 +91,14 @@ def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> Non
     if plan_hash(plan) != order.plan:
         raise ProtocolError("the order carries another plan than the signed bundle")
     site.audit.note(BundleAccepted(order.run.hex(), digest(content).hex(), digest(signer).hex()))
+    return signer
+
+
+def _require_signer(site: Site, order: Envelope) -> bytes:
+    """Whatever a run asks is done only while the key that signed its bundle is still one that this site trusts."""
+    signer = SiteRun.open(site.directory / "runs", order.run, site.at_rest).signer()
+    require_bundle_key(site.policy, signer, site.roster.bundles)
+    return b""
 
 
 def _load_what_orders_need() -> None:
