@@ -45,9 +45,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
     ObjectPushError,
     ObjectUnavailableError,
-    inflate_object_from_contents,
     pull_objects,
-    push_objects,
 )
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.run import RunNotRunningException
@@ -59,6 +57,7 @@ from common.errors import ConfigError, FederationError
 from common.files import write_atomically
 from common.log import say
 from common.messages import is_whole, whole
+from common.parts import put_together, send_parts
 from common.tls_keys import TlsKey
 
 BELL = "/v1/bell"  # a counter that the gateway shows: see `server/gateway/`
@@ -145,7 +144,7 @@ class Fleet:
             make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, run)(
                 tree.object_id
             )
-        message = inflate_object_from_contents(tree.object_id, contents)
+        message = put_together(tree.object_id, contents)
         message.metadata.__dict__["_message_id"] = tree.object_id  # what is deflated does not hold its own id
         return message
 
@@ -191,7 +190,7 @@ class Fleet:
             push = make_push_object_fn_protobuf(
                 self._client.PushObject, self._node, reply.metadata.run_id, response.session_id
             )
-            push_objects(get_all_nested_objects(reply), push, object_ids_to_push=set(response.objects_to_push))
+            send_parts(get_all_nested_objects(reply), response.objects_to_push, push)
 
     def bundle(self, run_id: int) -> tuple[bytes, str]:
         """The bundle of a run and its signature, as the coordinator tells them: verify both."""

@@ -57,7 +57,7 @@ def send(connection: socket.socket, head: Mapping[str, Any], body: bytes | memor
     connection.sendall(body)
 
 
-def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
+def receive(connection: socket.socket) -> tuple[dict[str, Any], bytearray]:
     """Raises ConnectionError when the other end is gone, ProtocolError when it sends what no end of ours would."""
     (length,) = _HEAD.unpack(_exactly(connection, _HEAD.size))
     if length > _LONGEST_HEAD:
@@ -66,7 +66,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
     (length,) = _BODY.unpack(_exactly(connection, _BODY.size))
     if length > _LONGEST_BODY:
         raise ProtocolError(f"a body of {length} bytes on the site's own socket")
-    return head, bytes(_exactly(connection, length))
+    return head, _exactly(connection, length)
 
 
 def _exactly(connection: socket.socket, length: int) -> bytearray:

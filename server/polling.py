@@ -13,21 +13,22 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 
 from flwr.app import Error, Message
+from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode
-from flwr.common.serde import message_from_proto
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectUnavailableError,
-    inflate_object_from_contents,
-    pull_objects,
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
 )
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_objects
 from flwr.superlink.grid import HttpGrid
 
 from common.messages import is_whole, whole
+from common.parts import put_together, send_parts
 
 SOONEST, LATEST = 0.05, 0.5  # seconds between two looks
 _SLOWER = 1.25
@@ -149,6 +150,19 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
         )
         return list(sent.message_ids)
 
+    def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
+        """Flower's own, but for its copy of all parts at once."""
+        heads, trees, parts = [], [], {}
+        for message in messages:
+            heads.append(message_to_proto(remove_content_from_message(message)))
+            trees.append(get_object_tree(message))
+            parts |= get_all_nested_objects(message)
+        asked = PushAppMessagesRequest(messages_list=heads, message_object_trees=trees)
+        said = self._runtime_client.PushMessages(asked)
+        push = make_push_object_fn_protobuf(self._runtime_client.PushObject, self.node, run_id, said.session_id)
+        send_parts(parts, said.objects_to_push, push)
+        return list(said.message_ids)
+
     def _arrived(self, numbers: Sequence[str], since: Mapping[int, str]) -> Iterator[tuple[str, Message | None]]:
         """The replies that are there by now, by the number of their order, each fetched when it is asked for.
 
@@ -179,7 +193,7 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
             )
         )
         try:
-            message: Message = inflate_object_from_contents(head.metadata.message_id, contents)
+            message = put_together(head.metadata.message_id, contents)
         except Exception as error:  # what a site sends is read here for the first time
             return _in_place_of(head, ErrorCode.UNKNOWN, f"its answer cannot be read: {type(error).__name__}")
         told = message_from_proto(head).metadata  # what the SuperLink knows of it, not what it says of itself

@@ -13,7 +13,7 @@ from common.errors import ConfigError
 from common.files import write_atomically
 from common.monitoring import VARIABLE
 from common.ports import LOOPBACK, accepts, free_port, is_free
-from common.supervisor import Child, environment, module
+from common.supervisor import CARRIES, Child, environment, module
 from server.gateway.configuration import Gateway, Listen, nginx_conf
 
 _WHERE_NGINX_MAY_BE = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"  # not on everybody's PATH
@@ -116,4 +116,4 @@ def find_nginx() -> str:
 
 
 def _for_flower(home: Path, *passed: str) -> dict[str, str]:
-    return environment(passed, FLWR_HOME=str(home / "flower"), **_QUIET_FLOWER)
+    return environment(passed, FLWR_HOME=str(home / "flower"), **_QUIET_FLOWER, **CARRIES)

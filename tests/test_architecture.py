@@ -21,6 +21,7 @@ HOMES = {
         "client/node.py",
         "common/bundle.py",
         "common/messages.py",
+        "common/parts.py",
         "server/app.py",
         "server/conductor.py",
         "server/control.py",

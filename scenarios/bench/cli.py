@@ -23,7 +23,9 @@ def add_commands(commands: Any) -> None:
     example = "veilfed bench deploy; veilfed bench deploy --params 100000000 --json"
     deploy = command(bench, "deploy", _deploy, _show_deploy, about, f"example: {example}")
     deploy.add_argument("--rounds", type=positive, default=5, help="rounds of each")
-    deploy.add_argument("--params", type=positive, help="instead: one round of a model so large, and every peak of memory")
+    deploy.add_argument(
+        "--params", type=positive, help="instead: one round of a model so large, and every peak of memory"
+    )
 
 
 def _he(chosen: argparse.Namespace) -> Mapping[str, Any]:

@@ -33,18 +33,22 @@ _MOST = 400_000_000  # what a coordinator builds unless its administrator says o
 def run(params: int) -> dict[str, Any]:
     """One row per kind of process: peak_mb of the largest of its kind, and times_plain, that over 4 bytes a weight."""
     require(10_000 <= params <= _MOST, "--params", params, f"10,000 to {_MOST:,}")
-    table = federation(params)
-    with tempfile.TemporaryDirectory(prefix="veilfed-") as name:
-        place, simulation = Path(name), fill(Simulation, table)
-        consortium = Consortium(place / "consortium", lambda line: print(line, file=sys.stderr))
-        consortium.found(simulation)
-        _allow_any_size(consortium, simulation)
-        file = place / "large.toml"
-        write_atomically(file, tomli_w.dumps(table).encode())
-        with consortium.running(), _peaks(consortium) as peaks:
-            started = time.perf_counter()
-            report = consortium.give("run", file, "--home", consortium.home, "--out", place / "report")
-            command = time.perf_counter() - started
+    with tempfile.TemporaryDirectory(prefix="veilfed-") as place:
+        return measured(Path(place), federation(params))
+
+
+def measured(place: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """The same for any federation file of one round; all parties live below `place`."""
+    simulation = fill(Simulation, table)
+    consortium = Consortium(place / "consortium", lambda line: print(line, file=sys.stderr))
+    consortium.found(simulation)
+    _allow_any_size(consortium, simulation)
+    file = place / "large.toml"
+    write_atomically(file, tomli_w.dumps(table).encode())
+    with consortium.running(), _peaks(consortium) as peaks:
+        started = time.perf_counter()
+        report = consortium.give("run", file, "--home", consortium.home, "--out", place / "report")
+        command = time.perf_counter() - started
     plain = 4 * report["wire"]["parameters"] / 2**20
     rows = [
         {"party": party, "process": process, "peak_mb": peak / 1024, "times_plain": peak / 1024 / plain}
