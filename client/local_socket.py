@@ -52,7 +52,10 @@ def require_same_user(connection: socket.socket) -> None:
 
 
 def send(connection: socket.socket, head: Mapping[str, Any], body: bytes | memoryview) -> None:
+    """Raises ProtocolError, and sends nothing, when the other end would not read so much; OSError when it is gone."""
     text = to_json(dict(head))
+    if len(text) > _LONGEST_HEAD or len(body) > _LONGEST_BODY:
+        raise ProtocolError(f"a message of {len(text)} and {len(body)} bytes for the site's own socket")
     connection.sendall(_HEAD.pack(len(text)) + text + _BODY.pack(len(body)))
     connection.sendall(body)
 

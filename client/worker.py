@@ -23,6 +23,7 @@ from client import agent, local_socket, observed
 from client.enroll import follow
 from client.policy import require_bundle_key
 from client.runs import SiteRun
+from client.signs_of_life import signs_of_life
 from client.site import Site, open_site, settings_stamp
 from common import bundle
 from common.audit import BundleAccepted, RosterFollowed, Started
@@ -50,10 +51,24 @@ def _converse(directory: Path, connection: socket.socket) -> None:
             local_socket.require_same_user(connection)
             while True:
                 head, body = local_socket.receive(connection)
-                said = respond(directory, head, body)
-                local_socket.send(connection, {"metrics": dict(said.metrics)}, said.data)
+                with signs_of_life(connection):
+                    about, data = _said(directory, head, body)
+                local_socket.send(connection, about, data)
         except FederationError as error:
             say_error(log, "connection closed", error)
+
+
+def _said(directory: Path, head: Mapping[str, Any], order: bytes) -> tuple[dict[str, Any], bytes]:
+    """The answer's head and data; for an order that cannot be answered what kind of error it met, and no more."""
+    try:
+        said = respond(directory, head, order)
+        return {"metrics": dict(said.metrics)}, said.data
+    except FederationError as error:  # of this site's own files: what is wrong with an order is refused in `agent`
+        say_error(log, "order not answered", error)
+        return {"error": error.code}, b""
+    except Exception as error:
+        log.exception("a bug of ours")
+        return {"error": type(error).__name__}, b""
 
 
 def respond(directory: Path, head: Mapping[str, Any], order: bytes) -> agent.Answer:

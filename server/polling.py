@@ -44,7 +44,8 @@ class Patience:
     """When to go on without the rest: `enough` have answered, and the rest take `times` as long as the last of those.
 
     Sites are so different from task to task that no number of seconds is right; `least` only keeps a fast exchange
-    from being cut short by a slow moment.
+    from being cut short by a slow moment. Before `enough` have answered there is nothing to compare with: a site that
+    hangs says so itself (`client/signs_of_life.py`), and one that hides it could as well refuse.
     """
 
     enough: int
