@@ -59,7 +59,8 @@ class Task:
 
     @classmethod
     def taken(cls, loopback: Loopback, token: str) -> "Task":
-        grid = PollingGrid(loopback.address, root_certificates=loopback.roots, token=token)
+        grid = PollingGrid(loopback.address, token=token)
+        grid.tls = loopback.tls()
         given = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         run, fab = run_from_proto(given.run), fab_from_proto(given.fab)
         grid.set_run(run)

@@ -8,6 +8,7 @@ Every call to the SuperLink costs it about 10 ms, whether there is news or not. 
 look asks for all replies, and a bell is rung for the nodes, which the gateway shows them for next to nothing.
 """
 
+import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_push_object_fn_protobuf,
 )
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_objects
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from common.messages import is_whole, whole
@@ -68,14 +71,28 @@ class _BrokenOff(Exception):
 
 
 class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
-    """Set `patience`, and `ring` to what tells the nodes that there are orders, before the first exchange.
+    """Set `tls`, `patience`, and `ring` to what tells the nodes that there are orders, before the first exchange.
 
     most_parts: of a reply that is fetched; a part has at most the 8 MiB that the gateway lets through.
     """
 
+    tls: ssl.SSLContext
     patience = Patience(1)
     most_parts = 1000
     ring: Callable[[], None] = staticmethod(lambda: None)
+
+    def _connect(self) -> None:
+        """Flower's own, but for the certificate that it shows."""
+        self._client = RuntimeHttpClient(
+            f"https://{self._addr}",
+            interceptors=[
+                self._tracing,
+                RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+                RuntimeTokenHttpInterceptor(token=self._token),
+            ],
+            verify=self.tls,
+            retry_invoker=self._retry_invoker,
+        )
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Each reply as it arrives; ends when all have come or patience has. `timeout` is Flower's, and not used.

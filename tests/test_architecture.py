@@ -28,6 +28,7 @@ HOMES = {
         "server/coordinate.py",
         "server/executor.py",
         "server/polling.py",
+        "server/superlink.py",
         "server/links.py",
         "server/nodes.py",
         "server/strategy.py",
