@@ -52,6 +52,7 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from client.local_socket import LONGEST_BODY
 from common.certificates import Certificate, now_utc
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
@@ -144,7 +145,7 @@ class Fleet:
             make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, run)(
                 tree.object_id
             )
-        message = put_together(tree.object_id, contents)
+        message = put_together(tree.object_id, contents, LONGEST_BODY)
         message.metadata.__dict__["_message_id"] = tree.object_id  # what is deflated does not hold its own id
         return message
 

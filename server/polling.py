@@ -39,6 +39,7 @@ _ROLL_CALL = 2.0  # seconds between two looks at which nodes came back
 _BACK_SOON = 3 * _ROLL_CALL  # seconds for a node that was there when it was asked
 _STALLED = 60.0  # seconds without another part of a reply that has begun to come
 _MOST_AT_ONCE = 8 << 20  # bytes of orders in one call
+_LARGEST_PART = 8 << 20  # bytes: see the gateway's routes
 _OBJECT_PAUSE = 0.05  # seconds before a part that is still on its way is asked for again
 
 
@@ -73,7 +74,7 @@ class _BrokenOff(Exception):
 class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
     """Set `tls`, `patience`, and `ring` to what tells the nodes that there are orders, before the first exchange.
 
-    most_parts: of a reply that is fetched; a part has at most the 8 MiB that the gateway lets through.
+    most_parts: of a reply that is fetched; a part has at most what the gateway lets through.
     """
 
     tls: ssl.SSLContext
@@ -211,7 +212,7 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
             )
         )
         try:
-            message = put_together(head.metadata.message_id, contents)
+            message = put_together(head.metadata.message_id, contents, self.most_parts * _LARGEST_PART)
         except Exception as error:  # what a site sends is read here for the first time
             return _in_place_of(head, ErrorCode.UNKNOWN, f"its answer cannot be read: {type(error).__name__}")
         told = message_from_proto(head).metadata  # what the SuperLink knows of it, not what it says of itself

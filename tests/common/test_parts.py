@@ -12,6 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from common.parts import put_together, send_parts
 
 MIB = 1 << 20
+LONG = 1 << 40
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def data_of(made: Message) -> bytes:
 def test_what_is_put_together_is_what_was_taken_apart(data):
     made = message(data)
     name, parts = made.object_id, contents(made)
-    ours, flowers = put_together(name, dict(parts)), inflate_object_from_contents(name, dict(parts))
+    ours, flowers = put_together(name, dict(parts), LONG), inflate_object_from_contents(name, dict(parts))
     assert data_of(ours) == data_of(flowers) == data
     assert ours.object_id == flowers.object_id == name
 
@@ -59,7 +60,7 @@ def peak_of(work) -> int:
 def test_putting_together_takes_one_more_copy_at_most():
     made = message(os.urandom(64 * MIB))
     name, parts = made.object_id, contents(made)
-    assert peak_of(lambda: put_together(name, parts)) < 1.2 * 64 * MIB
+    assert peak_of(lambda: put_together(name, parts, LONG)) < 1.2 * 64 * MIB
     parts = contents(made)
     assert peak_of(lambda: inflate_object_from_contents(name, parts)) > 1.8 * 64 * MIB  # else this file is not needed
 
@@ -98,4 +99,12 @@ def test_what_is_no_message_is_refused(spoil):
     name, parts = made.object_id, contents(made)
     spoil(parts)
     with pytest.raises((ValueError, KeyError)):
-        put_together(name, parts)
+        put_together(name, parts, LONG)
+
+
+def test_an_array_that_grows_on_its_way_is_refused_before_there_is_room_for_it():
+    made = message(bytes(60 * MIB))
+    name, parts = made.object_id, contents(made)
+    assert sum(map(len, parts.values())) < 6 * MIB
+    with pytest.raises(ValueError, match="an array of 62914560 bytes"):
+        put_together(name, parts, 59 * MIB)
