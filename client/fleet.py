@@ -29,6 +29,7 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -48,7 +49,6 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_objects,
 )
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -161,7 +161,7 @@ class Fleet:
             nonlocal moved
             try:
                 content = bytes(pull(name))
-            except (ObjectPullError, RunNotRunningException):
+            except ObjectPullError:
                 raise Unreachable("an order was taken back while it was fetched", "it is asked for again") from None
             except ObjectUnavailableError:
                 if time.monotonic() - moved > _STALLED:
@@ -264,12 +264,16 @@ def _no_longer_wanted() -> Iterator[None]:
     """The run of a reply has ended, or the reply came too late: there is nothing to be done with it."""
     try:
         yield
-    except RunNotRunningException:
-        say(log, "a reply came after its run had ended")
     except httpx.HTTPStatusError as error:
-        if error.response.status_code not in _GONE:
+        if error.response.status_code not in _GONE and not _run_has_ended(error.response):
             raise
         say(log, "the coordinator has no use for a reply any more", code=str(error.response.status_code))
+
+
+def _run_has_ended(answer: httpx.Response) -> bool:
+    """Whether that is why the SuperLink forbids it: the gateway forbids with the same status, and other words."""
+    told = FlowerError.from_json(answer.text)
+    return told is not None and told.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from common.roster import COORDINATOR
 from common.wire import Envelope, Kind, digest, encode, to_json
 from server.encrypted_rounds import EncryptedRounds
 from server.key_relay import KeyRelay
-from server.links import Link, Links, outgoing, packed
+from server.links import Link, Links, is_away, outgoing, packed
 from server.round import LeftOut, too_few
 from server.store import RunStore
 from server.strategy import ROUND_TIMEOUT_SECONDS, OnRound, ReadableRounds, Rounds
@@ -92,6 +92,8 @@ def _join(links: Links, store: RunStore) -> dict[str, str]:
         refused |= {node: LeftOut(f"node {node}", "Silent", "no answer in time") for node in asked}
         messages = [outgoing(node, "query.join", content, 0) for content in [packed(order)] for node in asked]
         for message in links.grid.send_and_receive(messages, timeout=JOIN_TIMEOUT_SECONDS):
+            if is_away(message):
+                continue  # it is as good as silent, and connects again
             node = message.metadata.src_node_id
             try:
                 answer = links.add(message, store.run, store.plan_hash)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.errors import FederationError, ProtocolError, TrustError
@@ -46,6 +47,11 @@ def packed(data: bytes) -> RecordDict:
 
 def outgoing(node: int, message_type: str, content: RecordDict, round_number: int) -> Message:
     return Message(content, dst_node_id=node, message_type=message_type, group_id=str(round_number))
+
+
+def is_away(reply: Message) -> bool:
+    """Whether it is the SuperLink's, in the place of a node that it misses."""
+    return bool(reply.has_error()) and reply.error.code == ErrorCode.NODE_UNAVAILABLE
 
 
 def incoming(message: Message, roster: Roster) -> Reply:

@@ -32,6 +32,7 @@ from flwr.superlink.grid import HttpGrid
 
 from common.messages import is_whole, whole
 from common.parts import put_together, send_parts
+from server.links import is_away
 
 SOONEST, LATEST = 0.05, 0.5  # seconds between two looks
 _SLOWER = 1.25
@@ -117,7 +118,7 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
                 node = waiting.pop(number)
                 if reply is None:
                     called = 0.0  # the next look at who is there finds that it connected anew
-                elif _is_away(reply):
+                elif is_away(reply):
                     away[node], left_at[node] = _from(reply, node), time.monotonic()
                 elif node not in answered:
                     answered[node] = time.monotonic() - started
@@ -255,10 +256,6 @@ def again(order: Message) -> Message:
     """The same order as a new message. Whoever has connected anew since may have lost the first, or never seen it."""
     metadata = order.metadata
     return Message(order.content, metadata.dst_node_id, metadata.message_type, group_id=metadata.group_id)
-
-
-def _is_away(reply: Message) -> bool:
-    return bool(reply.has_error()) and reply.error.code == ErrorCode.NODE_UNAVAILABLE
 
 
 def _unanswered(order: Message, code: int, reason: str) -> Message:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import uvicorn
+from flwr.supercore import sql_mixin
 from flwr.supercore.http_logging import get_uvicorn_log_config
 from flwr.supercore.logger import console_handler
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan, _parse_superlink_lifespan_config
@@ -16,9 +17,13 @@ from flwr.superlink.main import create_app
 
 from server.inside import inside
 
+# Flower waits for 5 s where another thread writes to its database, which a busy disk exceeds; its clients wait for 30.
+_WAIT_MILLISECONDS = "25000"
+
 
 def main() -> None:
     certificate, _ = inside(Path(sys.argv.pop(1)))
+    sql_mixin.SQLITE_PRAGMAS = (*sql_mixin.SQLITE_PRAGMAS, ("busy_timeout", _WAIT_MILLISECONDS))
     settings = _parse_superlink_lifespan_config()
     uvicorn.run(
         create_app(settings, SuperLinkLifespan),
