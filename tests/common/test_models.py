@@ -67,7 +67,7 @@ def test_the_sizes_of_a_model_are_known_however_large_it_is() -> None:
 
 
 def test_a_model_that_does_not_fit_has_no_sizes() -> None:
-    with pytest.raises(ConfigError, match="model.inputs"):
+    with pytest.raises(ConfigError, match=r"model\.inputs"):
         planned_sizes(ModelSettings("cnn", (13,), 2))
 
 
