@@ -27,10 +27,14 @@ class Answer:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def answer(site: Site, action: str, data: bytes, approved: Callable[[Envelope], None] = lambda order: None) -> Answer:
+Approved = Callable[[Envelope], bytes]
+
+
+def answer(site: Site, action: str, data: bytes, approved: Approved = lambda order: b"") -> Answer:
     """What this site says to one order. action: one of those in `client/courier.py`.
 
-    approved: what else must hold of a verified order before it is acted on; it raises when it does not.
+    approved: what else must hold of a verified order before it is acted on; it raises when it does not. It returns the
+    key that signed the bundle with which a run is joined, to be kept with the run, else nothing.
 
     Whatever goes wrong on purpose becomes a signed refusal with a reason code, never silence; anything else is a bug of
     ours and propagates. What was done or refused is in the site's audit log before it is said.
@@ -40,16 +44,18 @@ def answer(site: Site, action: str, data: bytes, approved: Callable[[Envelope], 
         return _answer(site, action, data, approved)
 
 
-def _answer(site: Site, action: str, data: bytes, approved: Callable[[Envelope], None]) -> Answer:
+def _answer(site: Site, action: str, data: bytes, approved: Approved) -> Answer:
     order = None
     try:
         order = decode(data, site.roster.public_key_of)
         if order.sender != COORDINATOR:
             raise TrustError("an order must come from the coordinator")
-        approved(order)
+        signer = approved(order)
         require_leave(site, action, order)
         with held_to(site.policy.resources):
             said, event = _act(site, action, order, data)
+        if signer:
+            joined(site, order).keep_signer(signer)
         if event:
             site.audit.note(event)
         return said

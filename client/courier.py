@@ -25,6 +25,6 @@ def reply_to(message: Message, data: bytes, metrics: Mapping[str, float]) -> Mes
     if len(data) <= SHORT:
         content = RecordDict({"veilfed": ConfigRecord({"envelope": bytes(data), **metrics})})
     else:
-        array = Array("uint8", (len(data),), "veilfed.envelope", data)
+        array = Array("uint8", (len(data),), "veilfed.envelope", bytes(data))
         content = RecordDict({"veilfed": ArrayRecord({"envelope": array}), "public": MetricRecord(dict(metrics))})
     return Message(content, reply_to=message)

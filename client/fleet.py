@@ -29,6 +29,7 @@ from flwr.proto.fleet_pb2 import (
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.error import ApiErrorCode, FlowerError
 from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -45,20 +46,19 @@ from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
     ObjectPushError,
     ObjectUnavailableError,
-    inflate_object_from_contents,
     pull_objects,
-    push_objects,
 )
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
+from client.local_socket import LONGEST_BODY
 from common.certificates import Certificate, now_utc
 from common.errors import ConfigError, FederationError
 from common.files import write_atomically
 from common.log import say
 from common.messages import is_whole, whole
+from common.parts import put_together, send_parts
 from common.tls_keys import TlsKey
 
 BELL = "/v1/bell"  # a counter that the gateway shows: see `server/gateway/`
@@ -145,7 +145,7 @@ class Fleet:
             make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, self._node, run)(
                 tree.object_id
             )
-        message = inflate_object_from_contents(tree.object_id, contents)
+        message = put_together(tree.object_id, contents, LONGEST_BODY)
         message.metadata.__dict__["_message_id"] = tree.object_id  # what is deflated does not hold its own id
         return message
 
@@ -161,7 +161,7 @@ class Fleet:
             nonlocal moved
             try:
                 content = bytes(pull(name))
-            except (ObjectPullError, RunNotRunningException):
+            except ObjectPullError:
                 raise Unreachable("an order was taken back while it was fetched", "it is asked for again") from None
             except ObjectUnavailableError:
                 if time.monotonic() - moved > _STALLED:
@@ -191,7 +191,7 @@ class Fleet:
             push = make_push_object_fn_protobuf(
                 self._client.PushObject, self._node, reply.metadata.run_id, response.session_id
             )
-            push_objects(get_all_nested_objects(reply), push, object_ids_to_push=set(response.objects_to_push))
+            send_parts(get_all_nested_objects(reply), response.objects_to_push, push)
 
     def bundle(self, run_id: int) -> tuple[bytes, str]:
         """The bundle of a run and its signature, as the coordinator tells them: verify both."""
@@ -264,12 +264,16 @@ def _no_longer_wanted() -> Iterator[None]:
     """The run of a reply has ended, or the reply came too late: there is nothing to be done with it."""
     try:
         yield
-    except RunNotRunningException:
-        say(log, "a reply came after its run had ended")
     except httpx.HTTPStatusError as error:
-        if error.response.status_code not in _GONE:
+        if error.response.status_code not in _GONE and not _run_has_ended(error.response):
             raise
         say(log, "the coordinator has no use for a reply any more", code=str(error.response.status_code))
+
+
+def _run_has_ended(answer: httpx.Response) -> bool:
+    """Whether that is why the SuperLink forbids it: the gateway forbids with the same status, and other words."""
+    told = FlowerError.from_json(answer.text)
+    return told is not None and told.code == ApiErrorCode.FLEET_RUN_STATUS_NOT_ALLOWED
 
 
 @contextmanager

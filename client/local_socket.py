@@ -18,7 +18,7 @@ from common.wire import from_json, to_json
 SOCKET = "run/worker.sock"  # below the site's directory, in the place that worker and node share
 _HEAD, _BODY = struct.Struct(">I"), struct.Struct(">Q")
 _LONGEST_HEAD = 4_000_000  # bytes: a bundle in it, as text
-_LONGEST_BODY = 2**36
+LONGEST_BODY = 2**36
 _CREDENTIALS = struct.Struct("3i")  # process, user, group: SO_PEERCRED, unix(7)
 
 
@@ -52,21 +52,24 @@ def require_same_user(connection: socket.socket) -> None:
 
 
 def send(connection: socket.socket, head: Mapping[str, Any], body: bytes | memoryview) -> None:
+    """Raises ProtocolError, and sends nothing, when the other end would not read so much; OSError when it is gone."""
     text = to_json(dict(head))
+    if len(text) > _LONGEST_HEAD or len(body) > LONGEST_BODY:
+        raise ProtocolError(f"a message of {len(text)} and {len(body)} bytes for the site's own socket")
     connection.sendall(_HEAD.pack(len(text)) + text + _BODY.pack(len(body)))
     connection.sendall(body)
 
 
-def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
+def receive(connection: socket.socket) -> tuple[dict[str, Any], bytearray]:
     """Raises ConnectionError when the other end is gone, ProtocolError when it sends what no end of ours would."""
     (length,) = _HEAD.unpack(_exactly(connection, _HEAD.size))
     if length > _LONGEST_HEAD:
         raise ProtocolError(f"a head of {length} bytes on the site's own socket")
     head = from_json(bytes(_exactly(connection, length)))
     (length,) = _BODY.unpack(_exactly(connection, _BODY.size))
-    if length > _LONGEST_BODY:
+    if length > LONGEST_BODY:
         raise ProtocolError(f"a body of {length} bytes on the site's own socket")
-    return head, bytes(_exactly(connection, length))
+    return head, _exactly(connection, length)
 
 
 def _exactly(connection: socket.socket, length: int) -> bytearray:

@@ -23,6 +23,7 @@ from client.courier import order_of, reply_to
 from client.enroll import NEWEST_KIT, Connection
 from client.exposed import CONNECTED, expose_site
 from client.fleet import Credentials, Fleet, Unreachable, connected
+from client.signs_of_life import BUSY, SILENT_SECONDS
 from common.bundle import LARGEST
 from common.errors import FederationError, ProtocolError
 from common.files import write_atomically
@@ -37,6 +38,8 @@ _KIT_SECONDS = 60.0  # between two looks for a newer kit
 _LARGEST_KIT = 4_000_000  # bytes; one of a thousand sites has less than one million
 _LAST = Path("run") / "node.number"  # in the site's directory
 _LONGEST_PAUSE = 30.0  # seconds before the coordinator, or the worker, is tried again
+_ATTEMPTS = 5  # at an order on which the worker ends
+_AWAY_SECONDS = 900.0  # for a worker that starts again, to read its records
 
 log = logging.getLogger("veilfed.node")
 
@@ -49,20 +52,40 @@ class Worker:
         self._connection: socket.socket | None = None
 
     def ask(self, head: dict[str, Any], order: bytes) -> tuple[bytes, dict[str, float]]:
-        """The worker's answer, however often it has to be asked: the same order gets the same answer."""
-        pause = 0.1
+        """The worker's answer, however often it has to be started: the same order gets the same answer.
+
+        Raises ProtocolError when there will be none: the worker says so, hangs, does not come back, or has ended on
+        this order so often that it will again.
+        """
+        pause, ended, met = 0.1, 0, time.monotonic()
         while True:
             try:
                 if self._connection is None:
-                    self._connection = connect(self._address)
+                    self._connection = connect(self._address, SILENT_SECONDS)
+                ended, met = ended + 1, time.monotonic()
                 local_socket.send(self._connection, head, order)
-                said, data = local_socket.receive(self._connection)
-                return data, said["metrics"]
+                return self._answer(self._connection)
+            except TimeoutError:
+                self._close()
+                raise ProtocolError(f"its worker has shown no sign of life for {SILENT_SECONDS:g} s") from None
             except OSError as error:
                 say(log, "the worker is away", logging.WARNING, message=error.strerror or str(error))
                 self._close()
+                if ended == _ATTEMPTS:
+                    raise ProtocolError(f"its worker has ended {ended} times on this order") from None
+                if time.monotonic() - met > _AWAY_SECONDS:
+                    raise ProtocolError("its worker does not come back") from None
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
+
+    @staticmethod
+    def _answer(connection: socket.socket) -> tuple[bytes, dict[str, float]]:
+        said, data = local_socket.receive(connection)
+        while said == BUSY:
+            said, data = local_socket.receive(connection)
+        if "error" in said:
+            raise ProtocolError(f"its worker could not answer: {said['error']}")
+        return data, said["metrics"]
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -135,7 +158,11 @@ class Carrier:
         if action == "join":
             content, signature = fleet.bundle(message.metadata.run_id)
             head |= {"bundle": base64.b64encode(content[: LARGEST + 1]).decode(), "signature": signature}
-        data, metrics = self._worker.ask(head, order)
+        try:
+            data, metrics = self._worker.ask(head, order)
+        except ProtocolError as error:  # the coordinator is told once, and goes on without this site
+            say_error(log, "no answer", error)
+            return Message(Error(ErrorCode.UNKNOWN, error.message), reply_to=message), time.monotonic() - started
         return reply_to(message, data, metrics), time.monotonic() - started
 
 

@@ -177,7 +177,7 @@ def require_open_window(policy: SitePolicy, now: datetime) -> None:
 def require_bundle_key(policy: SitePolicy, public: bytes, on_roster: Collection[bytes]) -> None:
     """Raises TrustError unless bundles signed by that Ed25519 key are accepted here. on_roster: its bundle keys."""
     if public not in on_roster:
-        raise TrustError("the key that signed the bundle is not on the roster")
+        raise TrustError("the key that signed this run's bundle is not on the roster any more")
     if policy.bundle_keys and digest(public).hex() not in policy.bundle_keys:
         raise TrustError(f"policy.bundle_keys: this site's policy does not name the key {digest(public).hex()}")
 

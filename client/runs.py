@@ -4,6 +4,7 @@ Of every epoch (`common/federation.py`) while a round of this site may need it, 
 exchange-N.key   this site's X25519 key   peers-N   the cohort's   cohort-N.key   the key they share
 made-N           the cohort key that this site made, wrapped, until one is installed
 cohort-N.hash    SHA-256 of a key that was destroyed, so that it is known again
+Of the run: signer   the public key that signed the bundle with which it was joined last
 """
 
 from collections.abc import Mapping
@@ -70,6 +71,16 @@ class SiteRun:
     @cached_property
     def plan_hash(self) -> bytes:
         return plan_hash(self.plan)
+
+    def keep_signer(self, public: bytes) -> None:
+        write_atomically(self.directory / "signer", public)
+
+    def signer(self) -> bytes:
+        """The Ed25519 key that signed the bundle with which this run was joined last. Raises ProtocolError."""
+        try:
+            return (self.directory / "signer").read_bytes()
+        except OSError:
+            raise ProtocolError("this site has joined that run without a bundle", "submit it again") from None
 
     @cached_property
     def scheme(self) -> Scheme:

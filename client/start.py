@@ -8,7 +8,7 @@ from client import local_socket
 from client.exposed import CONNECTED
 from common.errors import ConfigError
 from common.monitoring import VARIABLE
-from common.supervisor import Child, environment, module, require_ready, status, supervise
+from common.supervisor import CARRIES, Child, environment, module, require_ready, status, supervise
 from common.unix_sockets import connect
 
 _COMPUTES = (
@@ -40,7 +40,7 @@ def processes(directory: Path) -> tuple[Child, ...]:
         Child(
             "node",
             module("client.node", str(directory)),
-            environment(_CALLS_OUT, **_QUIET_FLOWER),
+            environment(_CALLS_OUT, **_QUIET_FLOWER, **CARRIES),
             ready=(directory / CONNECTED).exists,
         ),
     )

@@ -22,6 +22,8 @@ from typing import Any
 from client import agent, local_socket, observed
 from client.enroll import follow
 from client.policy import require_bundle_key
+from client.runs import SiteRun
+from client.signs_of_life import signs_of_life
 from client.site import Site, open_site, settings_stamp
 from common import bundle
 from common.audit import BundleAccepted, RosterFollowed, Started
@@ -49,10 +51,24 @@ def _converse(directory: Path, connection: socket.socket) -> None:
             local_socket.require_same_user(connection)
             while True:
                 head, body = local_socket.receive(connection)
-                said = respond(directory, head, body)
-                local_socket.send(connection, {"metrics": dict(said.metrics)}, said.data)
+                with signs_of_life(connection):
+                    about, data = _said(directory, head, body)
+                local_socket.send(connection, about, data)
         except FederationError as error:
             say_error(log, "connection closed", error)
+
+
+def _said(directory: Path, head: Mapping[str, Any], order: bytes) -> tuple[dict[str, Any], bytes]:
+    """The answer's head and data; for an order that cannot be answered what kind of error it met, and no more."""
+    try:
+        said = respond(directory, head, order)
+        return {"metrics": dict(said.metrics)}, said.data
+    except FederationError as error:  # of this site's own files: what is wrong with an order is refused in `agent`
+        say_error(log, "order not answered", error)
+        return {"error": error.code}, b""
+    except Exception as error:
+        log.exception("a bug of ours")
+        return {"error": type(error).__name__}, b""
 
 
 def respond(directory: Path, head: Mapping[str, Any], order: bytes) -> agent.Answer:
@@ -61,7 +77,7 @@ def respond(directory: Path, head: Mapping[str, Any], order: bytes) -> agent.Ans
     _follow(directory)
 
     def act(site: Site, action: str, order: bytes) -> agent.Answer:
-        approved = partial(_require_bundle, site, head) if action == "join" else lambda order: None
+        approved = partial(_require_bundle, site, head) if action == "join" else partial(_require_signer, site)
         return agent.answer(site, action, order, approved)
 
     return observed.answer(open_site(directory, settings_stamp(directory)), str(head.get("action")), order, act)
@@ -79,8 +95,8 @@ def _follow(directory: Path) -> None:
         say(log, "kit not installed", logging.ERROR, message=error.strerror or str(error))
 
 
-def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> None:
-    """A run is joined only with a bundle that a trusted key signed, and only for the plan that is in it."""
+def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> bytes:
+    """A run is joined only with a bundle that a trusted key signed, and only for the plan that is in it: that key."""
     try:
         content = base64.b64decode(str(head["bundle"]), validate=True)
     except (KeyError, ValueError):
@@ -90,6 +106,14 @@ def _require_bundle(site: Site, head: Mapping[str, Any], order: Envelope) -> Non
     if plan_hash(plan) != order.plan:
         raise ProtocolError("the order carries another plan than the signed bundle")
     site.audit.note(BundleAccepted(order.run.hex(), digest(content).hex(), digest(signer).hex()))
+    return signer
+
+
+def _require_signer(site: Site, order: Envelope) -> bytes:
+    """Whatever a run asks is done only while the key that signed its bundle is still one that this site trusts."""
+    signer = SiteRun.open(site.directory / "runs", order.run, site.at_rest).signer()
+    require_bundle_key(site.policy, signer, site.roster.bundles)
+    return b""
 
 
 def _load_what_orders_need() -> None:

@@ -50,6 +50,14 @@ def layer_sizes(model: nn.Module) -> list[int]:
     return [p.numel() for p in trainable(model)]
 
 
+def planned_sizes(settings: ModelSettings) -> list[int]:
+    """`layer_sizes(build(settings))`, without the weights where the architecture is built in: however large it is."""
+    if settings.factory not in _BUILT_IN:
+        return layer_sizes(build(settings))
+    with torch.device("meta"):
+        return layer_sizes(build(settings))
+
+
 def flat(parameters: Sequence[nn.Parameter]) -> Vector:
     """All values of `parameters`, one after the other, as one float64 vector."""
     return torch.cat([p.detach().reshape(-1) for p in parameters]).cpu().numpy().astype(np.float64)

@@ -50,7 +50,7 @@ class Kind(IntEnum):
     @property
     def bulk(self) -> bool:
         """Whether the body is numbers, many megabytes of them: a decoded one is looked at where it lies."""
-        return self in (Kind.UPDATE, Kind.AGGREGATE, Kind.READABLE_ORDER, Kind.READABLE_UPDATE)
+        return self in (Kind.UPDATE, Kind.AGGREGATE, Kind.RELEASE, Kind.READABLE_ORDER, Kind.READABLE_UPDATE)
 
     @property
     def signed(self) -> bool:
@@ -89,7 +89,7 @@ def encode_parts(envelope: Envelope, body: Sequence[Bytes], identity: Identity |
     return header, *body, signature
 
 
-def decode(data: bytes, public_key_of: Callable[[str], bytes]) -> Envelope:
+def decode(data: Bytes | bytearray, public_key_of: Callable[[str], bytes]) -> Envelope:
     """Inverse of `encode`. Raises WireError on bytes it cannot explain, TrustError on a wrong signature.
 
     public_key_of: the roster; raises for a name that is not on it.
@@ -108,15 +108,15 @@ def decode(data: bytes, public_key_of: Callable[[str], bytes]) -> Envelope:
     if len(data) != start + body_length + _SIGNATURE_BYTES:
         raise WireError(f"{len(data)} bytes, the header promises {start + body_length + _SIGNATURE_BYTES}")
     try:
-        sender = data[_FIXED.size : _FIXED.size + name_length].decode()
+        sender = bytes(data[_FIXED.size : _FIXED.size + name_length]).decode()
         body = memoryview(data)[start : start + body_length]
         kept = body if Kind(kind).bulk else bytes(body)
         envelope = Envelope(Kind(kind), run, round_number, plan, sender, kept)
     except ValueError as error:
         raise WireError(f"unknown kind or sender: {error}") from None
-    signature = data[-_SIGNATURE_BYTES:]
+    signature = bytes(data[-_SIGNATURE_BYTES:])
     if envelope.kind.signed:
-        verify(public_key_of(sender), _CONTEXT, _signed_part(data[:start], envelope.body), signature)
+        verify(public_key_of(sender), _CONTEXT, _signed_part(bytes(data[:start]), envelope.body), signature)
     elif signature != _UNSIGNED:
         raise WireError("a readable message carries no signature")
     return envelope

@@ -29,7 +29,7 @@ from common.encoding import public_scale
 from common.errors import FederationError, ProtocolError, WireError
 from common.federation import Plan
 from common.log import configure, say_error
-from common.models import build, layer_sizes
+from common.models import planned_sizes
 from common.roster import Roster
 from common.wire import digest, from_hex
 from server.coordinate import coordinate, longest_reply
@@ -59,7 +59,8 @@ class Task:
 
     @classmethod
     def taken(cls, loopback: Loopback, token: str) -> "Task":
-        grid = PollingGrid(loopback.address, root_certificates=loopback.roots, token=token)
+        grid = PollingGrid(loopback.address, token=token)
+        grid.tls = loopback.tls()
         given = grid._runtime_client.PullTaskInput(PullTaskInputRequest())
         run, fab = run_from_proto(given.run), fab_from_proto(given.fab)
         grid.set_run(run)
@@ -85,7 +86,7 @@ def conduct(home: Path, task: Task) -> None:
     run = _run_of(task.settings)
     plan, signer = bundle.opened(task.content, signature, roster.bundles, run)
     fill(ConsortiumSettings, load_table(home / "consortium.toml")).require_model(plan.model)
-    public_scale(plan, layer_sizes(build(plan.model)))
+    public_scale(plan, planned_sizes(plan.model))
     key = digest(signer).hex()
     store = RunStore.begin(home, run, plan, f"whoever holds the bundle key {key}")
     store.keep_bundle(task.content, signature)

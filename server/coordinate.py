@@ -1,11 +1,12 @@
 """A run as the coordinator conducts it: gather the sites, run the rounds, take the released model."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from flwr.app import ArrayRecord
@@ -19,12 +20,12 @@ from common.federation import Plan
 from common.he.parameters import choose_scheme
 from common.layout import longest
 from common.model_state import ModelState
-from common.models import build, parameters_of
+from common.models import build, parameters_of, planned_sizes
 from common.roster import COORDINATOR
-from common.wire import Envelope, Kind, encode, to_json
+from common.wire import Envelope, Kind, digest, encode, to_json
 from server.encrypted_rounds import EncryptedRounds
 from server.key_relay import KeyRelay
-from server.links import Link, Links, Reply, outgoing, packed
+from server.links import Link, Links, is_away, outgoing, packed
 from server.round import LeftOut, too_few
 from server.store import RunStore
 from server.strategy import ROUND_TIMEOUT_SECONDS, OnRound, ReadableRounds, Rounds
@@ -91,6 +92,8 @@ def _join(links: Links, store: RunStore) -> dict[str, str]:
         refused |= {node: LeftOut(f"node {node}", "Silent", "no answer in time") for node in asked}
         messages = [outgoing(node, "query.join", content, 0) for content in [packed(order)] for node in asked]
         for message in links.grid.send_and_receive(messages, timeout=JOIN_TIMEOUT_SECONDS):
+            if is_away(message):
+                continue  # it is as good as silent, and connects again
             node = message.metadata.src_node_id
             try:
                 answer = links.add(message, store.run, store.plan_hash)
@@ -124,23 +127,22 @@ def _again(left: LeftOut) -> bool:
 
 
 def _rounds(links: Links, store: RunStore, joined: Mapping[str, str], on_round: OnRound) -> Rounds:
-    initial = ModelState.initial(parameters_of(build(store.plan.model)))
     if store.plan.encryption.preset == "none":
-        state = store.state() or initial
+        state = store.state() or ModelState.initial(parameters_of(build(store.plan.model)))
         store.fill_gap(state.round_number)
         return ReadableRounds(store, links, state, on_round)
     closed = len(store.rounds())
     while store.has_aggregate(closed + 1):
         closed += 1
     store.fill_gap(closed)
-    keys, parameters = KeyRelay(store, links, joined), initial.model.size
+    keys, parameters = KeyRelay(store, links, joined), sum(planned_sizes(store.plan.model))
     scheme = choose_scheme(store.plan.encryption.preset, len(store.roster.sites), longest(store.plan, parameters))
     return EncryptedRounds(store, links, keys, closed, on_round, scheme, parameters)
 
 
 def longest_reply(plan: Plan, sites: int) -> int:
     """Bytes of the longest body that an honest site sends in a run of that plan: its update, or the model."""
-    parameters = parameters_of(build(plan.model)).size
+    parameters = sum(planned_sizes(plan.model))
     if plan.encryption.preset == "none":
         return 4 * parameters
     length = longest(plan, parameters)
@@ -153,21 +155,24 @@ def _take_release(links: Links, store: RunStore, rounds: Rounds) -> None:
         store.keep_release(rounds.state.released, rounds.closed)
     elif isinstance(rounds, EncryptedRounds) and store.plan.federation.reveal != "never":
         ready = dict.fromkeys(links.at_round(rounds.closed), _order(store, {}))
-        answers = links.exchange("query.release", ready, rounds.closed, ROUND_TIMEOUT_SECONDS)
-        models = {
-            answer.envelope.body
-            for answer in answers.values()
-            if isinstance(answer, Reply) and answer.envelope.kind is Kind.RELEASE
-        }
+        models: dict[bytes, IO[bytes]] = {}
+        failed: list[LeftOut] = []
+        for _, answer in links.answers("query.release", ready, rounds.closed, ROUND_TIMEOUT_SECONDS):
+            if isinstance(answer, LeftOut):
+                failed.append(answer)
+            elif answer.envelope.kind is Kind.RELEASE and (named := digest(answer.envelope.body)) not in models:
+                models[named] = store.set_aside(answer.envelope.body)
+            del answer  # a large one is gone before the next is fetched
         if not models:
-            failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
-            raise too_few(rounds.closed, 0, 1, failed)
+            raise too_few(rounds.closed, 0, 1, tuple(failed))
         if len(models) > 1:
             raise TrustError(f"the sites released {len(models)} different models")
-        model = models.pop()
-        if len(model) != 4 * rounds.parameters:
-            raise InvalidUpdate(f"a model of {len(model)} bytes was released, {4 * rounds.parameters} were expected")
-        store.keep_release(np.frombuffer(model, "<f4"), rounds.closed)
+        with models.popitem()[1] as file:
+            size = file.seek(0, os.SEEK_END)
+            if size != 4 * rounds.parameters:
+                raise InvalidUpdate(f"a model of {size} bytes was released, {4 * rounds.parameters} were expected")
+            file.seek(0)
+            store.keep_release(np.frombuffer(file.read(), "<f4"), rounds.closed)
 
 
 def _order(store: RunStore, body: Mapping[str, Any]) -> bytes:

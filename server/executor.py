@@ -7,6 +7,7 @@ conductor was killed, or that the coordinator's own stop cut short, is submitted
 import argparse
 import logging
 import os
+import select
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ from server.store import RunStore
 _POLL_SECONDS = 0.4
 _PAUSE_SECONDS = 2.0  # before the SuperLink is tried again
 _ATTEMPTS = 5  # of a run that does not close a round in between
+_STARTS, _READY_SECONDS = 3, 120.0  # of a conductor that is to take a task, each from when it is needed
 _PROTECTED = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 log = logging.getLogger("veilfed.executor")
 
@@ -50,13 +52,22 @@ class Conductors:
         return bool(self._working)
 
     def conduct(self, token: str) -> None:
-        """Hand the task to the warm process, and warm up the next one once that works."""
+        """Hand the task to the warm process, and warm up the next one once that works.
+
+        Raises FederationError when none that is started becomes ready.
+        """
         chosen, self._spare = self._spare, None  # the next task may come before another one is warm
-        if chosen is None or chosen.poll() is not None:
-            chosen = self._started()
-        stdin, stdout = cast(IO[str], chosen.stdin), cast(IO[str], chosen.stdout)  # PIPE was asked for
-        if stdout.readline().strip() != READY:
-            raise FederationError("a conductor did not start", "see the coordinator's log")
+        for _ in range(_STARTS):
+            if chosen is None or chosen.poll() is not None:
+                chosen = self._started()
+            if _is_ready(chosen):
+                break
+            say(log, "a conductor did not start", logging.WARNING)
+            chosen.kill()
+            chosen.wait()
+        else:
+            raise FederationError("no conductor starts", "see the coordinator's log")
+        stdin = cast(IO[str], chosen.stdin)  # PIPE was asked for
         stdin.write(token + "\n")
         stdin.close()
         self._working.append(chosen)
@@ -70,6 +81,13 @@ class Conductors:
     def _started(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-P", "-m", "server.conductor", str(self._home)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+
+
+def _is_ready(conductor: "subprocess.Popen[str]") -> bool:
+    """Whether it says so in time; one that has ended says nothing."""
+    stdout = cast(IO[str], conductor.stdout)  # PIPE was asked for
+    spoke, _, _ = select.select([stdout], [], [], _READY_SECONDS)
+    return bool(spoke) and stdout.readline().strip() == READY
 
 
 class Unfinished:

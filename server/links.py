@@ -1,10 +1,11 @@
 """The coordinator's side of the wire: which Flower node is which site, what was sent, what came back."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from common.errors import FederationError, ProtocolError, TrustError
@@ -48,6 +49,11 @@ def outgoing(node: int, message_type: str, content: RecordDict, round_number: in
     return Message(content, dst_node_id=node, message_type=message_type, group_id=str(round_number))
 
 
+def is_away(reply: Message) -> bool:
+    """Whether it is the SuperLink's, in the place of a node that it misses."""
+    return bool(reply.has_error()) and reply.error.code == ErrorCode.NODE_UNAVAILABLE
+
+
 def incoming(message: Message, roster: Roster) -> Reply:
     """Raises ProtocolError or TrustError for anything but a well-formed, signed envelope."""
     if message.has_error():
@@ -76,12 +82,14 @@ class Links:
         self, message_type: str, orders: Mapping[str, bytes], round_number: int, timeout: float
     ) -> dict[str, Reply | LeftOut]:
         """Each named site's answer to its order, or why there is none that counts."""
+        return dict(self.answers(message_type, orders, round_number, timeout))
+
+    def answers(
+        self, message_type: str, orders: Mapping[str, bytes], round_number: int, timeout: float
+    ) -> Iterator[tuple[str, Reply | LeftOut]]:
+        """The same, one after the other: of long ones only one need be in memory."""
         messages = self.messages(message_type, orders, round_number)
-        answers: dict[str, Reply | LeftOut] = {}
-        for message in self.grid.send_and_receive(messages, timeout=timeout):
-            site, answer = self.read(message)
-            answers[site] = answer
-        return answers
+        yield from map(self.read, self.grid.send_and_receive(messages, timeout=timeout))
 
     def messages(self, message_type: str, orders: Mapping[str, bytes], round_number: int) -> list[Message]:
         """One message a site; sites that get the same order share its content."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.files import write_atomically
 from common.ports import LOOPBACK
+from server.inside import inside
 from server.processes import Ports
 
 BELL = Path("gateway") / "bell"  # in the home; the gateway shows it to sites
@@ -24,19 +25,16 @@ class Loopback:
         return f"{LOOPBACK}:{Ports.read(self.home).superlink}"
 
     @property
-    def roots(self) -> bytes:
-        """The roots in force, PEM."""
-        return (self.home / "roots.pem").read_bytes()
-
-    @property
     def secret(self) -> bytes:
         """What lets a process take tasks."""
         return (self.home / "superexec.secret").read_bytes()
 
     def tls(self) -> ssl.SSLContext:
+        """With the roots in force, and what shows the SuperLink that it is one of the coordinator's own."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_verify_locations(cadata=self.roots.decode("ascii"))
+        context.load_verify_locations(self.home / "roots.pem")
+        context.load_cert_chain(*inside(self.home))
         return context
 
     def ring(self) -> None:

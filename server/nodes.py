@@ -15,10 +15,9 @@ from flwr.proto.control_pb2 import ListNodesRequest, RegisterNodeRequest, Unregi
 from flwr.supercore.control.control_http_client import ControlHttpClient
 
 from common.errors import FederationError
-from common.ports import LOOPBACK
 from common.roster import Roster
 from common.tls_keys import public_key
-from server.processes import Ports
+from server.loopback import Loopback
 
 _LOOK_SECONDS = 1.0
 _AGAIN_SECONDS = 60.0  # without a change: the SuperLink may have started from an older database
@@ -63,9 +62,8 @@ def main(home: Path) -> None:
 
 
 def _control(home: Path) -> ControlHttpClient:
-    port = Ports.read(home).superlink
-    roots = (home / "roots.pem").read_bytes()
-    return ControlHttpClient.from_server_address(f"{LOOPBACK}:{port}", False, roots, ())
+    loopback = Loopback(home)
+    return ControlHttpClient(f"https://{loopback.address}", verify=loopback.tls())
 
 
 def _flower_key(line: str) -> bytes:

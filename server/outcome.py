@@ -12,7 +12,7 @@ from common.dp.accounting import NEIGHBOURING
 from common.federation import Plan
 from common.he.parameters import choose_scheme
 from common.layout import longest
-from common.models import build, parameters_of
+from common.models import planned_sizes
 from common.wire import header_bytes
 from server.links import Link
 from server.store import RunStore
@@ -75,7 +75,7 @@ def unprotected(plan: Plan) -> list[str]:
 def wire(store: RunStore) -> dict[str, Any]:
     """Bytes of one update as it travels: header, signature and model hash included."""
     plan, head = store.plan, header_bytes(store.roster.sites[0])
-    parameters = int(parameters_of(build(plan.model)).size)
+    parameters = sum(planned_sizes(plan.model))
     if plan.encryption.preset == "none":
         sent, scheme = head + 4 * parameters, None
     else:

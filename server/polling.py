@@ -8,26 +8,31 @@ Every call to the SuperLink costs it about 10 ms, whether there is news or not. 
 look asks for all replies, and a bell is rung for the nodes, which the gateway shows them for next to nothing.
 """
 
+import ssl
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import Error, Message
+from flwr.app.message import remove_content_from_message
 from flwr.common.constant import ErrorCode
-from flwr.common.serde import message_from_proto
+from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectUnavailableError,
-    inflate_object_from_contents,
-    pull_objects,
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_pull_object_fn_protobuf,
+    make_push_object_fn_protobuf,
 )
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_objects
+from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from common.messages import is_whole, whole
+from common.parts import put_together, send_parts
+from server.links import is_away
 
 SOONEST, LATEST = 0.05, 0.5  # seconds between two looks
 _SLOWER = 1.25
@@ -35,6 +40,7 @@ _ROLL_CALL = 2.0  # seconds between two looks at which nodes came back
 _BACK_SOON = 3 * _ROLL_CALL  # seconds for a node that was there when it was asked
 _STALLED = 60.0  # seconds without another part of a reply that has begun to come
 _MOST_AT_ONCE = 8 << 20  # bytes of orders in one call
+_LARGEST_PART = 8 << 20  # bytes: see the gateway's routes
 _OBJECT_PAUSE = 0.05  # seconds before a part that is still on its way is asked for again
 
 
@@ -43,7 +49,8 @@ class Patience:
     """When to go on without the rest: `enough` have answered, and the rest take `times` as long as the last of those.
 
     Sites are so different from task to task that no number of seconds is right; `least` only keeps a fast exchange
-    from being cut short by a slow moment.
+    from being cut short by a slow moment. Before `enough` have answered there is nothing to compare with: a site that
+    hangs says so itself (`client/signs_of_life.py`), and one that hides it could as well refuse.
     """
 
     enough: int
@@ -66,14 +73,28 @@ class _BrokenOff(Exception):
 
 
 class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
-    """Set `patience`, and `ring` to what tells the nodes that there are orders, before the first exchange.
+    """Set `tls`, `patience`, and `ring` to what tells the nodes that there are orders, before the first exchange.
 
-    most_parts: of a reply that is fetched; a part has at most the 8 MiB that the gateway lets through.
+    most_parts: of a reply that is fetched; a part has at most what the gateway lets through.
     """
 
+    tls: ssl.SSLContext
     patience = Patience(1)
     most_parts = 1000
     ring: Callable[[], None] = staticmethod(lambda: None)
+
+    def _connect(self) -> None:
+        """Flower's own, but for the certificate that it shows."""
+        self._client = RuntimeHttpClient(
+            f"https://{self._addr}",
+            interceptors=[
+                self._tracing,
+                RuntimeVersionHttpInterceptor(component_name="flwr-serverapp"),
+                RuntimeTokenHttpInterceptor(token=self._token),
+            ],
+            verify=self.tls,
+            retry_invoker=self._retry_invoker,
+        )
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterator[Message]:
         """Each reply as it arrives; ends when all have come or patience has. `timeout` is Flower's, and not used.
@@ -97,7 +118,7 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
                 node = waiting.pop(number)
                 if reply is None:
                     called = 0.0  # the next look at who is there finds that it connected anew
-                elif _is_away(reply):
+                elif is_away(reply):
                     away[node], left_at[node] = _from(reply, node), time.monotonic()
                 elif node not in answered:
                     answered[node] = time.monotonic() - started
@@ -149,6 +170,19 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
         )
         return list(sent.message_ids)
 
+    def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
+        """Flower's own, but for its copy of all parts at once."""
+        heads, trees, parts = [], [], {}
+        for message in messages:
+            heads.append(message_to_proto(remove_content_from_message(message)))
+            trees.append(get_object_tree(message))
+            parts |= get_all_nested_objects(message)
+        asked = PushAppMessagesRequest(messages_list=heads, message_object_trees=trees)
+        said = self._runtime_client.PushMessages(asked)
+        push = make_push_object_fn_protobuf(self._runtime_client.PushObject, self.node, run_id, said.session_id)
+        send_parts(parts, said.objects_to_push, push)
+        return list(said.message_ids)
+
     def _arrived(self, numbers: Sequence[str], since: Mapping[int, str]) -> Iterator[tuple[str, Message | None]]:
         """The replies that are there by now, by the number of their order, each fetched when it is asked for.
 
@@ -179,7 +213,7 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
             )
         )
         try:
-            message: Message = inflate_object_from_contents(head.metadata.message_id, contents)
+            message = put_together(head.metadata.message_id, contents, self.most_parts * _LARGEST_PART)
         except Exception as error:  # what a site sends is read here for the first time
             return _in_place_of(head, ErrorCode.UNKNOWN, f"its answer cannot be read: {type(error).__name__}")
         told = message_from_proto(head).metadata  # what the SuperLink knows of it, not what it says of itself
@@ -222,10 +256,6 @@ def again(order: Message) -> Message:
     """The same order as a new message. Whoever has connected anew since may have lost the first, or never seen it."""
     metadata = order.metadata
     return Message(order.content, metadata.dst_node_id, metadata.message_type, group_id=metadata.group_id)
-
-
-def _is_away(reply: Message) -> bool:
-    return bool(reply.has_error()) and reply.error.code == ErrorCode.NODE_UNAVAILABLE
 
 
 def _unanswered(order: Message, code: int, reason: str) -> Message:

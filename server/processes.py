@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,8 +12,9 @@ from common.errors import ConfigError
 from common.files import write_atomically
 from common.monitoring import VARIABLE
 from common.ports import LOOPBACK, accepts, free_port, is_free
-from common.supervisor import Child, environment, module
+from common.supervisor import CARRIES, Child, environment, module
 from server.gateway.configuration import Gateway, Listen, nginx_conf
+from server.inside import inside
 
 _WHERE_NGINX_MAY_BE = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"  # not on everybody's PATH
 _QUIET_FLOWER = {
@@ -66,10 +66,10 @@ def processes(home: Path, listen: Listen, ports: Ports) -> tuple[Child, ...]:
 
 
 def superlink(home: Path, ports: Ports) -> Child:
-    """Flower's SuperLink: on the loopback, over TLS, for registered node keys, starting no programs of its own."""
+    """Flower's SuperLink: on the loopback, for our own processes and registered node keys, starting no programs."""
     certificate, key = home / "tls" / "superlink.crt", home / "tls" / "superlink.key"
     argv = (
-        str(Path(sys.executable).with_name("flower-superlink")),
+        *module("server.superlink", str(home)),
         *("--host", LOOPBACK, "--port", str(ports.superlink)),
         *("--ssl-ca-certfile", str(home / "roots.pem"), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(home / "superexec.secret")),
@@ -91,6 +91,7 @@ def gateway(settings: Gateway) -> Child:
     """nginx, its configuration written anew."""
     (settings.folder / "temp").mkdir(mode=0o700, parents=True, exist_ok=True)
     write_atomically(settings.folder / "bell", b"0", mode=0o644)
+    inside(settings.home)
     write_atomically(settings.folder / "nginx.conf", nginx_conf(settings).encode())
     near = LOOPBACK if settings.listen.host == "0.0.0.0" else settings.listen.host  # noqa: S104 - asks, does not bind
     return Child(
@@ -116,4 +117,4 @@ def find_nginx() -> str:
 
 
 def _for_flower(home: Path, *passed: str) -> dict[str, str]:
-    return environment(passed, FLWR_HOME=str(home / "flower"), **_QUIET_FLOWER)
+    return environment(passed, FLWR_HOME=str(home / "flower"), **_QUIET_FLOWER, **CARRIES)

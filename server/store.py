@@ -215,7 +215,7 @@ class RunStore:
 
     def keep_release(self, model: NDArray[np.float32], round_number: int) -> None:
         write_atomically(self.directory / "released.safetensors", save({"model": model}), mode=0o644)
-        self.audit.note(Released(self.run.hex(), round_number, digest(model.astype("<f4").tobytes()).hex()))
+        self.audit.note(Released(self.run.hex(), round_number, digest(model.astype("<f4", copy=False).data).hex()))
 
     def _sum(self, round_number: int) -> Path:
         return self.directory / "aggregates" / f"{round_number:06d}.masked"

@@ -61,20 +61,24 @@ class Rounds(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         for message in replies:
-            site, answer = self.links.read(message)
-            if isinstance(answer, LeftOut):
-                self.collecting = self.collecting.leave_out(answer)
-                continue
-            try:
-                self.collecting = self.collecting.receive(answer.envelope)
-                self.collecting = self.collecting.keep(site, self._check(site, answer.envelope.body))
-                self._note(site, answer)
-            except FederationError as error:
-                self._refuse(site, error)
+            self._take(message)
+            del message  # a large one is gone before the next is fetched, and before they are summed
         closed = self._combine()
         self.closed = closed.round_number
         self.left_out = closed.left_out
         return None, None
+
+    def _take(self, message: Message) -> None:
+        site, answer = self.links.read(message)
+        if isinstance(answer, LeftOut):
+            self.collecting = self.collecting.leave_out(answer)
+            return
+        try:
+            self.collecting = self.collecting.receive(answer.envelope)
+            self.collecting = self.collecting.keep(site, self._check(site, answer.envelope.body))
+            self._note(site, answer)
+        except FederationError as error:
+            self._refuse(site, error)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         self._after(replies)

@@ -62,7 +62,7 @@ def follow(control: Control, run: str) -> Iterator[tuple[str, Any]]:
     told: Counter[int] = Counter()  # events of each submission: after a cut line it is read from its beginning again
     lost_at = time.monotonic()
     while True:
-        current = find(control, run)
+        current = _found(control, run)
         if current.number in seen:
             if time.monotonic() - lost_at > _LOST_SECONDS:
                 raise ProtocolError(f"run {run} was lost: {current.details or current.outcome}", "see: veilfed logs")
@@ -82,10 +82,21 @@ def follow(control: Control, run: str) -> Iterator[tuple[str, Any]]:
                 raise
             _wait_until_reachable(control, error)
             continue
-        if find(control, run).outcome == "stopped":
+        if _found(control, run).outcome == "stopped":
             raise ProtocolError(f"run {run} was stopped", "it goes on with: veilfed run ... --run " + run)
         seen.add(current.number)
         lost_at = time.monotonic()
+
+
+def _found(control: Control, run: str) -> Submitted:
+    """The newest submission, however often the coordinator has to be asked."""
+    while True:
+        try:
+            return find(control, run)
+        except FederationError as error:
+            if error.code != "Unreachable":
+                raise
+            _wait_until_reachable(control, error)
 
 
 def _wait_until_reachable(control: Control, error: FederationError) -> None:

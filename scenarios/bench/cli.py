@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from common.commands import command, group, positive, show_rows
+from common.commands import command, group, positive, show_fields, show_rows
 
 
 def add_commands(commands: Any) -> None:
@@ -19,9 +19,13 @@ def add_commands(commands: Any) -> None:
     dp.add_argument("--device", default="cpu", help="cpu, or cuda for large models as well")
     about, example = "a round against a bare loop and Flower on Ray", "veilfed bench simulate"
     command(bench, "simulate", _simulate, show_rows, about, f"example: {example}")
-    about, example = "a private round over the network against a plain one of stock Flower", "veilfed bench deploy"
-    deploy = command(bench, "deploy", _deploy, show_rows, about, f"example: {example}")
+    about = "a private round over the network against a plain one of stock Flower; or what a large model takes"
+    example = "veilfed bench deploy; veilfed bench deploy --params 100000000 --json"
+    deploy = command(bench, "deploy", _deploy, _show_deploy, about, f"example: {example}")
     deploy.add_argument("--rounds", type=positive, default=5, help="rounds of each")
+    deploy.add_argument(
+        "--params", type=positive, help="instead: one round of a model so large, and every peak of memory"
+    )
 
 
 def _he(chosen: argparse.Namespace) -> Mapping[str, Any]:
@@ -48,6 +52,16 @@ def _simulate(chosen: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _deploy(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    if chosen.params:
+        from scenarios.bench.deploy_large import run as large
+
+        return large(chosen.params)
     from scenarios.bench.deploy import run
 
     return run(chosen.rounds)
+
+
+def _show_deploy(result: Mapping[str, Any]) -> str:
+    """The rows, and of a large model what holds for all of them."""
+    whole = {key: value for key, value in result.items() if key not in ("bench", "rows")}
+    return "\n\n".join([*([show_fields(whole)] if whole else []), show_rows(result)])

@@ -147,6 +147,8 @@ http {{
         proxy_ssl_verify_depth 1;
         proxy_ssl_trusted_certificate "{home}/roots.pem";
         proxy_ssl_name {SUPERLINK_NAME};
+        proxy_ssl_certificate "{home}/run/inside.crt";
+        proxy_ssl_certificate_key "{home}/run/inside.key";
         proxy_ssl_session_reuse on;
         proxy_pass_request_headers off;
 {_headers()}

@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 
 from client import local_socket
+from client.signs_of_life import BUSY
 from client.site import Site
 from client.worker import respond, serve
 from common import bundle
@@ -35,14 +36,19 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def played(tmp_path: Path) -> Coordinator:
     """A run that nobody has joined, of a consortium whose roster names one bundle key."""
     made = Coordinator(workplace(tmp_path / "run"))
+    trust(made, KEY)
+    return made
+
+
+def trust(made: Coordinator, *keys: Identity) -> None:
+    """Everybody has the next roster, which names these bundle keys."""
     consortium = made.place.out / "consortium"
     held, root = Roster.read(consortium / "roster.json"), Root.read((consortium / "root.crt").read_bytes())
     signer = Identity.from_private_bytes(load_secret(consortium / "root.key", None))
-    newer = replace(held, version=held.version + 1, bundles=(KEY.public,))
+    newer = replace(held, version=held.version + 1, bundles=tuple(key.public for key in keys))
     for place in (*made.place.sites, consortium):
         install(place, newer.signed([signer]), [root])
     restart()
-    return made
 
 
 def head(content: bytes, signature: str) -> dict[str, Any]:
@@ -150,6 +156,49 @@ def test_a_key_that_the_roster_trusts_and_the_sites_policy_does_not_signs_nothin
     assert body["code"] in ("TrustError", "PrivacyError")
 
 
+def bundled(played: Coordinator, key: Identity) -> dict[str, Any]:
+    content = bundle.build(played.store.plan)
+    return head(content, bundle.sign(content, key, played.store.run))
+
+
+def asked(played: Coordinator, action: str) -> tuple[Kind, dict[str, Any]]:
+    """What adler says to an order of the run that it has joined."""
+    answer = played.read(respond(played.directories[ADLER], {"action": action}, played.order(1, {})).data)
+    return answer.kind, from_json(answer.body)
+
+
+def named_by_policy(played: Coordinator, key: Identity) -> None:
+    path = played.directories[ADLER] / "policy.toml"
+    path.write_text(tomli_w.dumps(load_table(path) | {"bundle_keys": [digest(key.public).hex()]}))
+    restart()
+
+
+@pytest.mark.parametrize("withdraw", [trust, named_by_policy], ids=["by the consortium", "by the site"])
+@pytest.mark.parametrize("action", ["make_key", "offer", "train", "agree", "unmask", "stand_in", "apply", "release"])
+def test_a_key_that_is_withdrawn_stops_the_runs_that_it_signed_with_its_reason(played, withdraw, action):
+    """Until a key that is trusted signs the run anew."""
+    other = Identity.generate()
+    trust(played, KEY, other)
+    assert said(played, bundled(played, KEY))[0] is Kind.ANSWER
+    before = asked(played, action)
+    withdraw(played, other)
+    kind, body = asked(played, action)
+    assert (kind, body["code"]) == (Kind.REFUSAL, "TrustError")
+    assert "this run's bundle is not on the roster" in body["message"] or "policy.bundle_keys" in body["message"]
+    restart()
+    assert Site.open(played.directories[ADLER]).audit.entries()[-1].record["message"] == body["message"]
+    assert said(played, bundled(played, other))[0] is Kind.ANSWER
+    assert asked(played, action)[0] is before[0]
+    assert asked(played, action)[1].get("message") == before[1].get("message")
+
+
+def test_a_run_that_was_joined_without_a_bundle_is_asked_for_one(played):
+    played.join([ADLER])
+    kind, body = asked(played, "offer")
+    assert (kind, body["code"]) == (Kind.REFUSAL, "ProtocolError")
+    assert "without a bundle" in body["message"]
+
+
 def converse(directory: Path, talk: Callable[[socket.socket], Any]) -> Any:
     """With a worker that serves at its socket."""
     server = local_socket.listen(directory)
@@ -175,7 +224,10 @@ def test_over_its_socket_the_worker_says_the_same_and_outlives_a_node_that_talks
         answers = []
         for _ in range(2):
             local_socket.send(node, head(content, bundle.sign(content, KEY, played.store.run)), order)
-            answers.append(local_socket.receive(node)[1])
+            said, data = local_socket.receive(node)
+            while said == BUSY:
+                said, data = local_socket.receive(node)
+            answers.append(bytes(data))
         return answers[0], answers[1]
 
     first, second = converse(directory, talk)

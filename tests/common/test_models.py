@@ -9,7 +9,7 @@ from torch import nn
 
 from common.errors import ConfigError, InvalidUpdate
 from common.federation import ModelSettings
-from common.models import build, load_parameters, parameters_of, predict
+from common.models import build, layer_sizes, load_parameters, parameters_of, planned_sizes, predict
 
 BUILT_IN = [
     ModelSettings("logistic", (13,), 2),
@@ -52,6 +52,23 @@ def test_initial_weights_are_the_same_everywhere_and_nobody_elses_randomness_mov
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(2)
     assert np.array_equal(first, parameters_of(build(settings)))
+
+
+@pytest.mark.parametrize(
+    "settings", [*BUILT_IN, ModelSettings("tests.common.test_models:two_heads", (13,), 2)], ids=str
+)
+def test_the_sizes_of_a_model_that_is_not_there_are_those_of_one_that_is(settings: ModelSettings) -> None:
+    assert planned_sizes(settings) == layer_sizes(build(settings))
+
+
+def test_the_sizes_of_a_model_are_known_however_large_it_is() -> None:
+    """Two hundred and fifty billion weights would be a terabyte."""
+    assert sum(planned_sizes(ModelSettings("mlp", (64,), 10, hidden=(500_000, 500_000)))) > 25e10
+
+
+def test_a_model_that_does_not_fit_has_no_sizes() -> None:
+    with pytest.raises(ConfigError, match=r"model\.inputs"):
+        planned_sizes(ModelSettings("cnn", (13,), 2))
 
 
 @pytest.mark.parametrize("settings", BUILT_IN, ids=str)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from client import local_socket
+from client.signs_of_life import BUSY
 from client.site import Site
 from client.start import listens
 from common import bundle
@@ -263,6 +264,9 @@ class Meddler:
                     head, order = local_socket.receive(node)
                     local_socket.send(worker, head, order)
                     said, data = local_socket.receive(worker)
+                    while said == BUSY:
+                        local_socket.send(node, said, b"")
+                        said, data = local_socket.receive(worker)
                     local_socket.send(node, said, self._change(data) if head["action"] == self._action else data)
             except ConnectionError:
                 return

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from common import bundle
+from common.errors import FederationError
 from common.signing import Identity
+from server import executor
 from server.control import Submitted
 from server.executor import _ATTEMPTS, Conductors, Unfinished
 from server.store import RunStore
@@ -66,17 +68,66 @@ def test_two_tasks_in_one_moment_have_a_conductor_each(tmp_path):
     try:
         for token in tokens:
             conductors.conduct(str(token))
-        until = time.monotonic() + 60
-        while not all(token.exists() for token in tokens):
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        _until(lambda: all(token.exists() for token in tokens))
         assert conductors.busy
     finally:
         time.sleep(2.5)  # for the one that is being warmed up
-        for process in (*conductors._working, conductors._spare):
-            if process:
-                process.kill()
-                process.wait()
+        _kill(conductors)
+
+
+def _until(true) -> None:
+    until = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def _kill(conductors: Conductors) -> None:
+    for process in (*conductors._working, conductors._spare):
+        if process:
+            process.kill()
+            process.wait()
+
+
+class Hanging(Readers):
+    """The first few never become ready: they say nothing, or something else, or end."""
+
+    def __init__(self, home: Path, *wrong: str) -> None:
+        self.wrong, self.failed = list(wrong), []
+        super().__init__(home)
+
+    def _started(self) -> "subprocess.Popen[str]":
+        if not self.wrong:
+            return super()._started()
+        command = [sys.executable, "-c", self.wrong.pop(0)]
+        self.failed.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        return self.failed[-1]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["import time; time.sleep(600)", "print('nonsense', flush=True); input()", "raise SystemExit(1)"],
+    ids=["hangs", "nonsense", "ends"],
+)
+def test_a_conductor_that_does_not_start_is_replaced_and_holds_up_nothing(tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr(executor, "_READY_SECONDS", 5.0)
+    monkeypatch.setattr(executor, "_PAUSE_SECONDS", 600.0)  # nothing is warmed up for the next
+    conductors, token = Hanging(tmp_path, wrong), tmp_path / "token"
+    try:
+        conductors.conduct(str(token))
+        _until(token.exists)
+        assert conductors.failed[0].poll() is not None
+    finally:
+        _kill(conductors)
+
+
+def test_when_no_conductor_starts_the_executor_says_so_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(executor, "_READY_SECONDS", 0.3)
+    conductors = Hanging(tmp_path, *["import time; time.sleep(600)"] * executor._STARTS)
+    with pytest.raises(FederationError, match="no conductor starts"):
+        conductors.conduct("token")
+    assert all(process.poll() is not None for process in conductors.failed)
+    assert not conductors.busy
 
 
 @pytest.fixture

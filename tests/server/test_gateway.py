@@ -1,5 +1,6 @@
 """The coordinator's door: a real nginx before a real SuperLink, tried by everybody who should not get in."""
 
+import contextlib
 import re
 import signal
 import socket
@@ -111,6 +112,24 @@ def test_a_server_s_own_certificate_is_no_client_s(door: Door):
     for name in ("gateway", "superlink"):
         server = Person(tls / f"{name}.crt", tls / f"{name}.key", b"")
         assert door.post(server, "/v1/control/list-runs")[0] == 400
+
+
+def asked(door: Door, context: ssl.SSLContext) -> int:
+    """What the SuperLink itself says to a list of runs, round the gateway; 0 when it hangs up."""
+    with contextlib.suppress(httpx.TransportError), httpx.Client(verify=context) as client:
+        url = f"https://localhost:{door.ports.superlink}/v1/control/list-runs"
+        return client.post(url, headers={"content-type": PROTOBUF}).status_code
+    return 0
+
+
+def test_who_is_on_the_coordinators_machine_and_not_the_coordinator_is_not_answered(door: Door, people):
+    """Not even with the consortium's certificates: only the coordinator's own processes are."""
+    tls, own = door.consortium.home / "tls", loopback.Loopback(door.consortium.home)
+    server = Person(tls / "superlink.crt", tls / "superlink.key", b"")
+    for caller in (None, *people.values(), server):
+        assert asked(door, door.tls(caller)) == 0
+    assert asked(door, own.tls()) in (200, 400)
+    assert (door.consortium.home / "run" / "inside.key").stat().st_mode & 0o77 == 0
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import tomli_w
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 
 from client.approvals import decide, waiting
 from client.site import Site
@@ -61,6 +64,25 @@ def test_a_run_begins_when_the_last_person_has_decided(tmp_path, agrees):
     assert store.rounds()[0]["sites"] == gathered(place)["joined"] == taking_part
     refused = "adler: PrivacyError, policy.approval: this site's administrator has denied this run"
     assert gathered(place)["refused"] == ([] if agrees else [refused])
+
+
+def test_a_node_that_is_missed_when_a_run_begins_is_asked_again(tmp_path):
+    """As when a coordinator takes up its run while its nodes connect anew."""
+    place = workplace(tmp_path / "run", NAMES, "federation.rounds=1", "federation.min_cohort=4")
+    missed: list[int] = []
+
+    def deliver(reply: Message) -> Iterable[Message]:
+        node = reply.metadata.src_node_id
+        if node in missed:
+            return [reply]
+        missed.append(node)
+        error = Message(Error(ErrorCode.NODE_UNAVAILABLE, "failed to report a heartbeat"), reply_to=reply)
+        error.metadata.__dict__.update(reply.metadata.__dict__)
+        return [error]
+
+    run_local(place.run, list(place.sites), lambda record: None, deliver)
+    assert len(missed) == 4
+    assert RunStore.open(place.run).rounds()[0]["sites"] == gathered(place)["joined"] == list(NAMES)
 
 
 def test_too_few_is_the_last_word_when_nobody_may_change_their_mind(tmp_path):
