@@ -112,7 +112,7 @@ def _report(
         "sites": [_site_row(observer, site, traffic) for site in observer.sites],
         "wire": wire(store) | _measured(observer, state.model.size, store),
     }
-    if records and (mended := observer.mended(records[-1]["fairness"])):
+    if records and (mended := observer.mended(records[-1].get("fairness", {}))):
         report["mitigation"] = mended
     if simulation.simulation.baselines:
         report["baselines"] = _baselines(observer)

@@ -33,9 +33,10 @@ def test_a_simulations_model_is_evaluated_on_what_nobody_trained_on(played):
     told = {(row["evaluator"], row["figure"]): row for row in result["rows"]}
     for name in ("accuracy", "auc"):
         assert told["utility", name]["value"] == pytest.approx(report["final"][name]["value"], abs=1e-12)
-    assert {row["evaluator"] for row in result["rows"]} == {"utility", "robustness", "adversarial", "explanation"}
+    evaluators = {"utility", "fairness", "robustness", "adversarial", "explanation"}
+    assert {row["evaluator"] for row in result["rows"]} == evaluators
     assert [line.split(":")[0] for line in result["skipped"]] == [
-        *("fairness", "out_of_distribution", "privacy_audit", "membership_inference", "inversion"),
+        *("out_of_distribution", "privacy_audit", "membership_inference", "inversion"),
     ]
     assert sorted(result["by_site"]) == [site.name for site in played.sites]
     assert json.loads((played.out / "evaluation.json").read_text()) == json.loads(json.dumps(result))
