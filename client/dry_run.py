@@ -123,4 +123,6 @@ def _bytes_a_round(plan: Plan, sites: int, parameters: int, name: str) -> tuple[
     seeds = SEED_BYTES * scheme.ciphertexts(length)
     message = scheme.message_bytes(length)
     expanded = dense_bytes(scheme, whole(scheme, length), scheme.dropped_bits_down)
-    return header_bytes(name) + _MODEL_HASH_BYTES + message, message - seeds + max(sites * seeds, expanded)
+    sums = max(1, plan.robustness.buckets)
+    received = sums * (message - seeds + max(-(-sites // sums) * seeds, expanded))
+    return header_bytes(name) + _MODEL_HASH_BYTES + message, received
