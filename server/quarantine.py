@@ -5,8 +5,8 @@ round: a site that always breaks it is in a broken bucket every time, and one th
 together with one that did. With f such sites among n and buckets of b, chance does that in a round with
 p = f (b - 1) / (n - 1) at most, whatever happened before, so in k of m rounds no more often than in a binomial law.
 A site is left out when that has odds under 1 in 1,000 for any honest site in any round of the run, which assumes what
-the plan does: no more than `robustness.byzantine` sites break it. A bad site whose lie stays within the bound is never
-found so: that one is the rule's task.
+the plan does: no more than `robustness.byzantine` sites break it. It is the coordinator that does not ask it any more,
+as it may with any site. A bad site whose lie stays within the bound is never found so: that one is the rule's task.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,20 +23,21 @@ _FALSE_ALARM = 1e-3  # that any honest site is left out so in a run
 
 
 def quarantined(rounds: Sequence[Mapping[str, Any]], plan: Plan, sites: Sequence[str]) -> tuple[LeftOut, ...]:
-    """rounds: the records of all that are closed; rounds without buckets on record count against nobody."""
+    """For the rest of the run. rounds: the records of all that are closed; one without buckets counts for the sites."""
     settings = plan.robustness
     if not settings.buckets:
         return ()
     n, largest = len(sites), -(-len(sites) // settings.buckets)
     chance = min(1.0, settings.byzantine * (largest - 1) / (n - 1))
-    broken = [set(bucket["sites"]) for r in rounds for bucket in r.get("buckets", []) if bucket["code"] == BROKEN]
+    limit = _FALSE_ALARM / (n * plan.last_round)
     found = []
     for site in sites:
-        times = sum(site in bucket for bucket in broken)
-        odds = float(binom.sf(times - 1, len(rounds), chance)) if times else 1.0
-        if odds < _FALSE_ALARM / (n * plan.last_round):
-            told = (
-                f"in {times} of {len(rounds)} rounds its bucket broke the norm bound: by chance with odds of {odds:.0e}"
-            )
-            found.append(LeftOut(site, QUARANTINED, told))
+        times = 0
+        for played, record in enumerate(rounds, 1):
+            times += any(site in bucket["sites"] for bucket in record.get("buckets", []) if bucket["code"] == BROKEN)
+            odds = float(binom.sf(times - 1, played, chance))
+            if odds < limit:
+                told = f"in {times} of {played} rounds its bucket broke the norm bound: by chance, odds of {odds:.0e}"
+                found.append(LeftOut(site, QUARANTINED, told))
+                break
     return tuple(found)

@@ -336,7 +336,7 @@ def test_a_bucket_longer_than_was_agreed_is_left_out_and_named_and_in_time_the_s
         assert {out["site"] for out in record["left_out"]} == set(buckets[0])
     for record, reasons in zip(report["rounds"][caught:], named[caught:], strict=True):
         assert reasons["Quarantined"]["site"] == bad
-        assert "by chance with odds of" in reasons["Quarantined"]["message"]
+        assert "in 7 of 7 rounds" in reasons["Quarantined"]["message"]
         assert bad not in record["sites"]
     assert not any(broken[caught:])
     assert np.abs(released(place)).max() < 10  # one of its sums moves a mean by 20 / 12 in every value
