@@ -5,7 +5,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
 from client.datasets import Records
@@ -17,7 +16,7 @@ from common.updates import Vector
 from scenarios import pictures
 from scenarios.poisoned_sites import Attack, Cohort, Defence, Part
 from scenarios.poisoning import ATTACKS, flipped, marked, with_backdoor
-from scenarios.simulate import simulate
+from scenarios.simulate import Observer, simulate
 from scenarios.stage import Picture, Played, Stage, Table
 
 _SITES, _BUCKET = 20, 2
@@ -109,7 +108,7 @@ def _encrypted(stage: Stage, rounds: int) -> float:
     """The score of a true encrypted run by buckets, with a fifth of the sites flipping labels."""
     place = stage.set_up("encrypted", f"federation.rounds={rounds}")
     simulate(place)
-    return _score(load_file(place.run / "released.safetensors")["model"])
+    return _score(Observer(place).state().released)
 
 
 def _part(site: int, attack: str) -> Part:
