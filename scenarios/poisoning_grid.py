@@ -177,6 +177,8 @@ def table(result: Mapping[str, Any]) -> str:
         for attack in ATTACKED:
             of = {cell.rule: cell for cell in rows if cell.attack == attack}
             lines.append(f"| {attack} | {' | '.join(_shown(of[rule]) for rule in RULES)} |")
+        lost = (100 * (result["clean"]["mean on single"] - told["worst"][rule]["accuracy"]) for rule in RULES)
+        lines.append(f"| **points lost at worst** | {' | '.join(f'{points:.1f}' for points in lost)} |")
         lines += ["", _verdict(told, bad)]
     return "\n".join(lines) + "\n"
 

@@ -308,7 +308,8 @@ def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], 
         (
             facts.min_cohort == 2,
             "Very small rounds",
-            "The plan lets a round close with two sites. Then each can work out the other's update.",
+            f"The plan lets a {'bucket' if facts.buckets else 'round'} close with two sites. Then each can work out "
+            "the other's update.",
         ),
         (
             facts.bounded and facts.unit == "record",

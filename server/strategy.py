@@ -22,6 +22,7 @@ from common.errors import FederationError, InvalidUpdate
 from common.fair_update import step
 from common.federation import Plan
 from common.model_state import ModelState, advance
+from common.robust_rules import length
 from common.robust_update import robust_update
 from common.roster import COORDINATOR
 from common.updates import Vector
@@ -32,6 +33,7 @@ from server.round import Closed, Collecting, LeftOut
 from server.store import RunStore
 
 ROUND_TIMEOUT_SECONDS = 3600.0
+_ROUNDED = 1e-6  # relative: what single precision may add to a clipped update
 OnRound = Callable[[Mapping[str, Any]], None]
 
 
@@ -175,6 +177,9 @@ class ReadableRounds(Rounds):
         update = np.frombuffer(body, "<f4")
         if not np.isfinite(update).all() or (weighs and update[-1] <= 0):
             raise InvalidUpdate("the update holds NaN or infinite values, or weighs nothing")
+        most = self.plan.privacy.max_update_norm
+        if self.plan.privacy.mode != "none" and length(update.astype(np.float64)) > most * (1 + _ROUNDED):
+            raise InvalidUpdate(f"the update is longer than privacy.max_update_norm = {most:g}, to which sites clip")
         return body
 
     def _combine(self) -> Closed:
