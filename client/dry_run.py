@@ -9,6 +9,7 @@ from typing import Any
 from client.policy import objections, size_objection
 from client.pricing import Price, over_budget, price
 from client.site import Site
+from common.buckets import require_room
 from common.config import fill, load_table, to_table
 from common.dp.cost import calibrated
 from common.federation import Plan
@@ -69,6 +70,7 @@ def dry_run(site: Site, plan: Plan, sites: int) -> DryRun:
     Raises ConfigError for a plan that nobody could run with this site.
     """
     policy, records = site.policy, site.training_records
+    require_room(plan, sites)
     plan, cost = priced(site, plan, sites)
     plan = _shaped(plan, records.features.shape[1:], int(records.labels.max(initial=1)) + 1)
     reasons = [*objections(policy, plan, sites, len(records)), *over_budget(policy, cost)]
@@ -123,4 +125,6 @@ def _bytes_a_round(plan: Plan, sites: int, parameters: int, name: str) -> tuple[
     seeds = SEED_BYTES * scheme.ciphertexts(length)
     message = scheme.message_bytes(length)
     expanded = dense_bytes(scheme, whole(scheme, length), scheme.dropped_bits_down)
-    return header_bytes(name) + _MODEL_HASH_BYTES + message, message - seeds + max(sites * seeds, expanded)
+    sums = max(1, plan.robustness.buckets)
+    received = sums * (message - seeds + max(-(-sites // sums) * seeds, expanded))
+    return header_bytes(name) + _MODEL_HASH_BYTES + message, received

@@ -11,6 +11,7 @@ from typing import Any
 
 from client.runs import SiteRun, signed_answer
 from client.site import Site
+from common.buckets import Buckets, filled, require_full_enough
 from common.errors import CohortTooSmall, ProtocolError, TrustError, WrongRound
 from common.files import write_atomically
 from common.he.masks import MaskStream, masks_left_in_sum, pairwise_seed, site_mask
@@ -105,7 +106,8 @@ def unmask(site: Site, run: SiteRun, order: Envelope) -> bytes:
 def stand_in(site: Site, run: SiteRun, order: Envelope) -> bytes:
     """Order {received, sum, agreed, silent} -> our shares for summed sites that fell silent while masks were lifted.
 
-    Shares of a self seed for sites on the list, of a mask key for sites that are not: never the other way round.
+    Shares of a self seed for sites on the list, of a mask key for those of their buckets that are not: never the other
+    way round.
     A peer whose package does not open is left out: it must not keep us from standing in for others.
     """
     number, opening = order.round_number, _asked(run, order)
@@ -113,7 +115,8 @@ def stand_in(site: Site, run: SiteRun, order: Envelope) -> bytes:
     shown, silent = _shown(run, number), names(from_json(order.body), "silent")
     if not set(silent) <= set(opening.sites):
         raise ProtocolError("only sites on the list can have fallen silent")
-    vanished = set(shown["offers"]) - set(opening.sites)
+    beside = {site for bucket in run.buckets(number) if set(bucket) & set(silent) for site in bucket}
+    vanished = set(shown["offers"]) & beside - set(opening.sites)
     answer: dict[str, dict[str, str]] = {"self": {}, "keys": {}}
     for peer in sorted({*silent, *vanished} - {site.name}):
         try:
@@ -125,11 +128,11 @@ def stand_in(site: Site, run: SiteRun, order: Envelope) -> bytes:
     return signed_answer(site, run, number, answer)
 
 
-def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) -> MaskStream:
-    """What must be subtracted from the opened sum, grown as it is read.
+def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published, summed: Buckets) -> list[MaskStream]:
+    """What must be subtracted from each opened sum, grown as it is read. summed: the sites of each.
 
-    Raises TrustError unless enough sites have agreed to open this very sum, of this list, on top of the model that
-    this site holds; and when this site itself has agreed to another one.
+    Raises TrustError unless enough sites have agreed to open these very sums, of this list, on top of the model that
+    this site holds; and when this site itself has agreed to others.
     """
     number, version = order.round_number, run.version()
     opening = Opening(published.sites, published.sum_hash, version.model_hash.hex())
@@ -137,22 +140,32 @@ def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published) ->
     if path.exists() and path.read_bytes() != to_json(opening.to_json()):
         raise TrustError(f"round {number}: not the sum and list that this site agreed on")
     _require_signed(site, run, order, published.agreed, opening)
-    lifting = published.lifting
-    vanished = {gone for _, gone in lifting.broken_pairs}
-    if set(lifting.self_seeds) != set(opening.sites) or not vanished <= set(run.cohort):
+    buckets = {name: place for place, bucket in enumerate(run.buckets(number)) for name in bucket}
+    seeds, pairs = published.lifting.self_seeds, published.lifting.broken_pairs
+    apart = any(mine not in seeds or buckets[mine] != buckets.get(gone) for mine, gone in pairs)
+    if set(seeds) != set(opening.sites) or apart:
         raise ProtocolError("the sum and what lifts its masks do not agree")
+    return [
+        _masks_of(run, number, {name: seeds[name] for name in bucket}, {p: pairs[p] for p in pairs if p[0] in bucket})
+        for bucket in summed
+    ]
+
+
+def _masks_of(
+    run: SiteRun, number: int, seeds: Mapping[str, bytes], pairs: Mapping[tuple[str, str], bytes]
+) -> MaskStream:
     count, bits = coefficients(run.scheme, run.layout(number).length), run.scheme.plain_modulus_bits
-    return MaskStream(
-        count,
-        lambda count, start: masks_left_in_sum(lifting.self_seeds, lifting.broken_pairs, count, bits, start),
-    )
+    return MaskStream(count, lambda count, start: masks_left_in_sum(seeds, pairs, count, bits, start))
 
 
-def require_list(site: Site, run: SiteRun, sites: Sequence[str]) -> None:
-    """Raises TrustError for a list that is not in order or not of this cohort, CohortTooSmall for a short one."""
+def require_list(site: Site, run: SiteRun, number: int, sites: Sequence[str]) -> None:
+    """Raises TrustError for a list that is not in order or not of this cohort, CohortTooSmall for a short one, for one
+    that leaves a bucket short, or leaves fewer buckets than the plan's rule needs.
+    """
     if list(sites) != sorted(set(sites)) or not set(sites) <= set(run.cohort):
         raise TrustError("the list of summed sites is out of order, doubled, or not part of the cohort")
-    required = max(run.plan.smallest_sum(len(run.cohort)), site.policy.min_cohort)
+    require_full_enough(run.plan, filled(run.buckets(number), sites), _smallest(site, run))
+    required = run.plan.fewest_sites(len(run.cohort))
     if len(sites) < required:
         raise CohortTooSmall(f"a sum of {len(sites)} sites is not opened, {required} are required")
 
@@ -176,6 +189,9 @@ def _check_offers(site: Site, run: SiteRun, number: int, body: Mapping[str, Any]
         Offer.of(envelope, run.run, run.plan_hash, number)
     if len(offers) < _threshold(run):
         raise CohortTooSmall(f"{len(offers)} sites offer masks, {_threshold(run)} are required")
+    beside = set(_bucket(site, run, number)) & set(offers)
+    if len(beside) < _smallest(site, run):
+        raise CohortTooSmall(f"{len(beside)} sites of its bucket offer masks, {_smallest(site, run)} are required")
 
 
 def _asked(run: SiteRun, order: Envelope) -> Opening:
@@ -193,7 +209,7 @@ def _check_list(site: Site, run: SiteRun, number: int, received: Sequence[str]) 
         raise TrustError("the list names sites that did not offer masks in this round")
     if site.name not in received:
         raise TrustError(f"this site sent its update for round {number} and is not on the list")
-    require_list(site, run, received)
+    require_list(site, run, number, received)
 
 
 def _require_agreed(site: Site, run: SiteRun, order: Envelope, opening: Opening) -> None:
@@ -212,11 +228,22 @@ def _threshold(run: SiteRun) -> int:
     return run.plan.encryption.threshold_of(len(run.cohort))
 
 
+def _smallest(site: Site, run: SiteRun) -> int:
+    """The fewest sites whose sum this site has opened."""
+    return max(run.plan.smallest_sum(len(run.cohort)), site.policy.min_cohort)
+
+
+def _bucket(site: Site, run: SiteRun, number: int) -> tuple[str, ...]:
+    """The sites that are summed with this one in that round, were all there: itself among them."""
+    return next(bucket for bucket in run.buckets(number) if site.name in bucket)
+
+
 def _pair_seeds(site: Site, run: SiteRun, number: int, mask_key: ExchangeKey) -> dict[str, bytes]:
+    """Of this site with each other of its bucket that offered masks: elsewhere they would not cancel."""
     context = mask_context(run.run, number, run.version().model_hash.hex())
-    seeds = {}
+    seeds, bucket = {}, _bucket(site, run, number)
     for name, data in _shown(run, number)["offers"].items():
-        if name != site.name:
+        if name != site.name and name in bucket:
             envelope = decode(from_hex(data), site.roster.public_key_of)
             theirs = Offer.of(envelope, run.run, run.plan_hash, number)
             seeds[name] = pairwise_seed(mask_key, theirs.mask_key, site.name, name, context)

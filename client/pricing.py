@@ -29,7 +29,8 @@ class Price:
 def price(spent: Sequence[Charge], delta: float, run: str, plan: Plan, cohort: int) -> Price:
     """What the rounds of the plan that are not paid for will cost. spent: the ledger. run: its name in there."""
     numbers = unpaid_rounds(spent, run, plan, cohort, 0)
-    attended = [e for number in numbers for cost in round_events(plan, number, cohort, cohort).values() for e in cost]
+    whole = plan.whole_sum(cohort)
+    attended = [e for number in numbers for cost in round_events(plan, number, cohort, whole).values() for e in cost]
     reserved = planned_events(plan, cohort, numbers)
     everything = [event for charge in spent for event in charge.events]
     return Price(
@@ -66,7 +67,9 @@ def unpaid_rounds(spent: Sequence[Charge], run: str, plan: Plan, cohort: int, ap
     return [
         number
         for number in range(applied + 1, plan.last_round + 1)
-        if not all((run, number, purpose) in paid for purpose in round_events(plan, number, cohort, cohort))
+        if not all(
+            (run, number, purpose) in paid for purpose in round_events(plan, number, cohort, plan.whole_sum(cohort))
+        )
     ]
 
 

@@ -22,6 +22,7 @@ from client.pricing import unpaid_rounds
 from client.runs import SiteRun, signed_answer
 from client.site import Site
 from client.train import Trained, train
+from common.buckets import Buckets, filled, require_room
 from common.config import fill
 from common.dp.cost import noise_shares, planned_events, round_events
 from common.dp.events import DpEvent
@@ -40,6 +41,7 @@ from common.masking import Published, names
 from common.metrics import MetricsCode
 from common.model_state import ModelState, advance
 from common.models import build, layer_sizes, load_parameters, parameters_of, predict
+from common.robust_update import RobustUpdate, robust_update
 from common.updates import clip
 from common.wire import Envelope, Kind, digest, encode, from_json, plan_hash, table
 
@@ -80,6 +82,7 @@ def join(site: Site, order: Envelope) -> bytes:
         raise TrustError("the cohort lists sites that are not on the roster, or one twice, or leaves this one out")
     records, held_out = site.training_records, site.held_out_records
     consent(site.policy, plan, cohort, len(records))
+    require_room(plan, len(cohort))
     if plan.privacy.in_shares:
         noise_shares(plan, len(cohort))
     _require_groups(plan, records)
@@ -213,25 +216,28 @@ def count_and_charge(site: Site, run: SiteRun, number: int, state: ModelState, b
 
 
 def apply_aggregate(site: Site, order: Envelope) -> Applied:
-    """Aggregate -> opened, applied -> answer {round, model hash, counts in it}."""
+    """Aggregate -> opened, applied -> answer {round, model hash, counts in it, broken buckets}."""
     run = joined(site, order)
     state = run.state()
     seconds, sites = 0.0, ()
     number = order.round_number
     if number == state.round_number + 1:
         published = Published.decode(order.body)
-        masking.require_list(site, run, published.sites)
+        masking.require_list(site, run, number, published.sites)
+        summed = filled(run.buckets(number), published.sites)
         started = time.perf_counter()
-        masks = masking.masks_in(site, run, order, published)
+        masks = masking.masks_in(site, run, order, published, summed)
         layout, key = run.layout(number), run.cohort_key(run.plan.encryption.epoch_of(number))
-        _settle(site, run, number, published.sites)
-        total = open_published(published, layout.length, key, masks)
+        _settle(site, run, number, summed)
+        totals = open_published(published, summed, layout.length, key, masks)
         if layout.counts:
-            run.keep_counts(number, total[layout.update :])
+            run.keep_counts(number, np.sum([total[layout.update :] for total in totals], axis=0))
         if layout.update:
-            mean = _encoding(run, number).decode(total[: layout.update]) / len(published.sites)
+            found = _robust_update(run, number, summed, [total[: layout.update] for total in totals])
             seconds = time.perf_counter() - started
-            state = advance(state, mean, run.plan.training, run.plan.federation.rounds)
+            if found.broken:
+                run.keep_broken_buckets(number, found.broken)
+            state = advance(state, found.values, run.plan.training, run.plan.federation.rounds)
         else:
             state = replace(state, round_number=number)
         run.keep_state(state)
@@ -240,8 +246,9 @@ def apply_aggregate(site: Site, order: Envelope) -> Applied:
         raise WrongRound(f"the aggregate is of round {number}, this site has applied {state.round_number}")
     masking.forget(run, number)
     run.destroy_keys()
-    counts = run.counts(number) if "metrics" in reported(site, run) else []
-    return Applied(_position(site, run, {"counts": counts} if counts else {}), seconds, sites)
+    said = {"counts": run.counts(number) if "metrics" in reported(site, run) else []}
+    said["broken"] = run.broken_buckets(number)
+    return Applied(_position(site, run, {key: numbers for key, numbers in said.items() if numbers}), seconds, sites)
 
 
 def release(site: Site, order: Envelope) -> bytes:
@@ -300,6 +307,16 @@ def _encoding(run: SiteRun, number: int) -> Encoding:
     return Encoding.of(run.plan, run.run, number, run.scheme.value_bits, layers, len(run.cohort))
 
 
+def _robust_update(run: SiteRun, number: int, summed: Buckets, totals: Sequence[Integers]) -> RobustUpdate:
+    """What the plan's rule makes of the opened sums; of one sum, its mean."""
+    encoding, max_norm = _encoding(run, number), run.plan.privacy.max_update_norm
+    means = [encoding.decode(total) / len(bucket) for bucket, total in zip(summed, totals, strict=True)]
+    if not run.plan.robustness.buckets:
+        return RobustUpdate(means[0], ())
+    longest = [encoding.longest_mean(max_norm, len(means[0]), len(bucket)) for bucket in summed]
+    return robust_update(means, longest, run.plan.robustness)
+
+
 def _require_noise_that_fits(plan: Plan, run: bytes, cohort: int, layers: Sequence[int]) -> None:
     """Raises ConfigError when noise would be too small for the integers that carry it."""
     if plan.encryption.preset != "none":
@@ -346,13 +363,14 @@ def _charge(site: Site, run: SiteRun, number: int, bill: Bill, purpose: str) -> 
         site.ledger.charge(run.run.hex(), number, bill[purpose], purpose, premise)
 
 
-def _settle(site: Site, run: SiteRun, number: int, summed: Sequence[str]) -> None:
-    """Now that enough sites have signed the one list there is: what was reserved is paid for that list.
+def _settle(site: Site, run: SiteRun, number: int, summed: Buckets) -> None:
+    """Now that enough sites have signed the one list there is: what was reserved is paid for the sum this site is in.
 
-    A site that is not on it stays charged for the worst: its update may still turn up somewhere.
+    A site that is in none stays charged for the worst: its update may still turn up somewhere.
     """
-    if run.plan.privacy.in_shares and site.name in summed:
-        for purpose, events in round_events(run.plan, number, len(run.cohort), len(summed)).items():
+    mine = [len(bucket) for bucket in summed if site.name in bucket]
+    if run.plan.privacy.in_shares and mine:
+        for purpose, events in round_events(run.plan, number, len(run.cohort), *mine).items():
             site.ledger.settle(run.run.hex(), number, events, purpose)
 
 

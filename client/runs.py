@@ -7,15 +7,16 @@ cohort-N.hash    SHA-256 of a key that was destroyed, so that it is known again
 Of the run: signer   the public key that signed the bundle with which it was joined last
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from client.site import Site
+from common.buckets import Buckets, shuffled
 from common.config import fill, to_table
-from common.errors import ProtocolError, TrustError
+from common.errors import ProtocolError, TrustError, WrongRound
 from common.federation import Plan
 from common.files import write_atomically
 from common.he.packing import Integers
@@ -96,6 +97,13 @@ class SiteRun:
 
     def layout(self, round_number: int) -> Layout:
         return Layout.of(self.plan, self._parameters, round_number)
+
+    def buckets(self, round_number: int) -> Buckets:
+        """Who are summed together in that round, which must be the one after the last that this site has applied."""
+        version = self.version()
+        if round_number != version.round_number + 1:
+            raise WrongRound(f"round {round_number} is not the next one of this site")
+        return shuffled(self.cohort, self.plan.robustness.buckets, self.run, round_number, version.model_hash)
 
     @cached_property
     def _parameters(self) -> int:
@@ -189,11 +197,17 @@ class SiteRun:
 
     def counts(self, round_number: int) -> list[int]:
         """The opened sum of that round's counts, in integer steps; none when it had none."""
-        path = self._counts(round_number)
-        return list(from_json(path.read_bytes())["counts"]) if path.exists() else []
+        return self._listed("counts", round_number)
 
     def keep_counts(self, round_number: int, totals: Integers) -> None:
-        write_atomically(self._counts(round_number), to_json({"counts": totals.tolist()}))
+        self._keep_listed("counts", round_number, totals.tolist())
+
+    def broken_buckets(self, round_number: int) -> list[int]:
+        """Places, among the buckets that were opened in that round, of those that were left out of the update."""
+        return self._listed("broken", round_number)
+
+    def keep_broken_buckets(self, round_number: int, places: Sequence[int]) -> None:
+        self._keep_listed("broken", round_number, list(places))
 
     def sealed_update(self, round_number: int) -> bytes | None:
         """What this site sent, or was about to send, in that round."""
@@ -208,8 +222,12 @@ class SiteRun:
         write_atomically(self._outbox(round_number), data)
         self._outbox(round_number - 1).unlink(missing_ok=True)
 
-    def _counts(self, round_number: int) -> Path:
-        return self.directory / f"counts-{round_number:06d}"
+    def _listed(self, kind: str, round_number: int) -> list[int]:
+        path = self.directory / f"{kind}-{round_number:06d}"
+        return list(from_json(path.read_bytes())[kind]) if path.exists() else []
+
+    def _keep_listed(self, kind: str, round_number: int, numbers: list[int]) -> None:
+        write_atomically(self.directory / f"{kind}-{round_number:06d}", to_json({kind: numbers}))
 
     @property
     def _last_epoch(self) -> int:

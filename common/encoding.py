@@ -8,6 +8,7 @@ What rotation buys: with one coordinate as long as the norm bound among 100,000 
 35 times smaller. Without rotation that coordinate alone sets the scale of all.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,12 +27,14 @@ from common.he.quantize import (
     quantize_conditionally,
     rotate,
     rotate_back,
+    step,
 )
 from common.he.series import Series
 from common.randomness import Randomness
 from common.updates import Clipped, Vector
 
 _ROTATION = b"veilfed.rotation.v1|"
+_FALSE_ALARM = 1e-9  # that a bucket of sites which all clip looks longer than it may be
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +87,18 @@ class Encoding:
         else:
             summed = dequantize_sum(total, self.largest, self.bits)
         return rotate_back(summed, self.seed) if self.seed else summed
+
+    def longest_mean(self, max_norm: float, values: int, summed: int) -> float:
+        """The L2 norm, in model units, that a decoded mean of `summed` updates clipped to max_norm stays within.
+
+        Rounding moves each of the `values` coordinates by a step at most. Noise in shares is longer than
+        std sqrt(d) + std sqrt(2 ln(1 / chance)) once in 10^9 times: concentration of Lipschitz functions of Gaussian
+        variables (Boucheron, Lugosi, Massart 2013, theorem 5.6).
+        """
+        root, tail = math.sqrt(values), math.sqrt(2 * math.log(1 / _FALSE_ALARM))
+        if self.grid:
+            return max_norm + self.grid.step * root + self.grid.std / math.sqrt(summed) * (root + tail)
+        return max_norm + float(np.max(step(self.largest, self.bits))) * root
 
 
 def public_scale(plan: Plan, layers: Sequence[int]) -> Bound:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+from common.breakdown import RuleName, fewest_vectors
 from common.errors import ConfigError
 from common.soundness import refuse_unsound
 
@@ -304,6 +305,25 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True)
+class RobustnessSettings:
+    """What bad sites can do to the model. Without `rule`, anything: one of them moves a mean anywhere.
+
+    byzantine: sites that may send whatever they like, together, knowing all; the rule bears as many.
+    buckets: nobody can pick among updates that nobody can read, so an encrypted cohort is shuffled into so many
+    buckets, new in every round; each is summed and opened by itself, and the rule is applied to their means. Each has
+    `federation.min_cohort` sites at least, or is left out. 0: one sum of all; in a readable run, each update alone.
+    """
+
+    rule: RuleName = "mean"
+    byzantine: int = 0
+    buckets: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("byzantine", "buckets"):
+            require(0 <= getattr(self, name) <= _MOST_TIMES, f"robustness.{name}", getattr(self, name), "0 or more")
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that the parties of one run agree on. Its hash is in every message."""
 
@@ -313,6 +333,7 @@ class Plan:
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     encryption: EncryptionSettings = field(default_factory=EncryptionSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    robustness: RobustnessSettings = field(default_factory=RobustnessSettings)
 
     def __post_init__(self) -> None:
         classes, grouped = self.model.classes, bool(self.metrics.groups)
@@ -340,5 +361,21 @@ class Plan:
         return done == self.federation.rounds or (done > 0 and done % self.metrics.every == 0)
 
     def smallest_sum(self, cohort: int) -> int:
-        """The fewest of `cohort` sites whose sum is ever opened."""
-        return max(self.federation.min_cohort, self.encryption.threshold_of(cohort))
+        """The fewest of `cohort` sites whose sum is ever opened: of one bucket, where there are buckets."""
+        smallest = self.federation.min_cohort
+        return smallest if self.robustness.buckets else max(smallest, self.encryption.threshold_of(cohort))
+
+    def whole_sum(self, cohort: int) -> int:
+        """How many sites are in a sum, at least, when all of `cohort` are there."""
+        return cohort // max(1, self.robustness.buckets)
+
+    @property
+    def fewest_vectors(self) -> int:
+        """The fewest that the rule can be applied to: means of buckets, readable updates, or one sum."""
+        return fewest_vectors(self.robustness.rule, self.robustness.byzantine)
+
+    def fewest_sites(self, cohort: int) -> int:
+        """Of `cohort`, without whom there is no round: enough to lift masks, and to give the rule what it needs."""
+        smallest = self.federation.min_cohort
+        enough = max(smallest, self.fewest_vectors * (smallest if self.robustness.buckets else 1))
+        return enough if self.encryption.preset == "none" else max(enough, self.encryption.threshold_of(cohort))

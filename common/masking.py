@@ -6,7 +6,9 @@ with it (it is not): never both.
 
 Guarantee: with n sites, threshold t and c of them colluding with the coordinator, nothing finer than the sum over
 t - c honest sites is ever opened, as long as c < 2t - n (two lists cannot both be agreed on) and c is below the share
-threshold (colluders alone cannot rebuild a secret; it is 11 in a cohort of more than 16). Masks are bound to the model
+threshold (colluders alone cannot rebuild a secret; it is 11 in a cohort of more than 16). Where the cohort is summed in
+buckets (`buckets.py`), sites are masked among their bucket alone, and what is opened is the sum over m - c honest sites
+of one or more, m the fewest of a bucket, as if all that collude sat in it. Masks are bound to the model
 that a site trained on, so the updates of sites that were shown different models never cancel (model inconsistency:
 Pasquini et al., CCS 2022, ePrint 2021/1655).
 Reference: Bonawitz et al., CCS 2017, ePrint 2017/281.

@@ -13,7 +13,8 @@ from itertools import combinations
 
 import numpy as np
 
-from common.errors import ConfigError, InvalidUpdate
+from common.breakdown import RuleName, tolerated
+from common.errors import InvalidUpdate
 from common.federation import require
 from common.updates import Vector
 
@@ -81,7 +82,7 @@ def multi_krum(updates: Sequence[Vector], bad: int) -> Vector:
         require(bad <= tolerated("multi-krum", n), "bad vectors", bad, f"0 to {tolerated('multi-krum', n)} of {n}")
     squared = np.zeros((n, n))
     for i, j in combinations(range(n), 2):
-        squared[i, j] = squared[j, i] = _length(updates[i] - updates[j]) ** 2
+        squared[i, j] = squared[j, i] = length(updates[i] - updates[j]) ** 2
     scores = [sum(np.sort(np.delete(squared[i], i))[: n - bad - 2].tolist()) for i in range(n)]
     chosen = sorted(np.argsort(scores, kind="stable")[: n - bad].tolist())
     return _weighted([updates[i] for i in chosen], np.full(len(chosen), 1 / len(chosen)))
@@ -92,12 +93,12 @@ def norm_bound(updates: Sequence[Vector], bad: int = 0) -> Vector:
 
     A bad vector still pulls with full weight, by no more than that length: enough to stop a run, never to blow it up.
     """
-    lengths = np.array([_length(update) for update in _stacked(updates, bad)])
+    lengths = np.array([length(update) for update in _stacked(updates, bad)])
     shares = np.minimum(1.0, np.median(lengths) / np.maximum(lengths, _TINY))
     return _weighted(updates, shares / len(updates))
 
 
-RULES: Mapping[str, Rule] = {
+RULES: Mapping[RuleName, Rule] = {
     "mean": mean,
     "median": coordinate_median,
     "trimmed-mean": trimmed_mean,
@@ -106,30 +107,6 @@ RULES: Mapping[str, Rule] = {
     "multi-krum": multi_krum,
     "norm-bound": norm_bound,
 }
-
-
-def tolerated(rule: str, vectors: int) -> int:
-    """The most bad vectors, of so many, that cannot move the rule's answer arbitrarily far from the good ones.
-
-    0 for the mean. Above half, nothing helps: bad vectors are then the majority. References: Yin et al. 2018; Blanchard
-    et al. 2017, proposition 1 (2f + 2 < n); Lopuhaa and Rousseeuw 1991 for the geometric median. A bounded error is not
-    a small one: where good vectors lie far apart, a bad one among them does harm and stands out to no rule.
-    """
-    if rule not in RULES:
-        raise ConfigError(f"no rule {rule!r}", f"allowed: {', '.join(RULES)}")
-    if rule == "mean":
-        return 0
-    return max(0, (vectors - 3) // 2) if rule == "multi-krum" else (vectors - 1) // 2
-
-
-def refuse_too_many_bad(rule: str, vectors: int, bad: int) -> None:
-    """Raise ConfigError, saying why, where the rule promises nothing against so many bad vectors."""
-    most = tolerated(rule, vectors)
-    if bad > most:
-        why = "one bad vector moves a mean anywhere" if rule == "mean" else f"of {vectors} vectors it bears {most} bad"
-        raise ConfigError(
-            f"rule {rule!r} against {bad} bad: {why}", "allowed: another rule, smaller buckets, or fewer bad sites"
-        )
 
 
 def _stacked(updates: Sequence[Vector], bad: int) -> Vector:
@@ -151,10 +128,10 @@ def _weighted(updates: Sequence[Vector], weights: Vector) -> Vector:
     return total
 
 
-def _length(vector: Vector) -> float:
+def length(vector: Vector) -> float:
     """The L2 norm in single precision; one that is beyond its range counts as the largest there is."""
     return float(np.float32(min(float(np.linalg.norm(vector)), float(np.finfo(np.float32).max))))
 
 
 def _distances(updates: Sequence[Vector], point: Vector) -> Vector:
-    return np.array([_length(update - point) for update in updates])
+    return np.array([length(update - point) for update in updates])

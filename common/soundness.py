@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from common.breakdown import fewest_vectors, tolerated
 from common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -10,12 +11,61 @@ if TYPE_CHECKING:
 
 _SHARES = "Kairouz, Liu and Steinke 2021, arXiv:2102.06387"
 _SAMPLING = "Zhu and Wang 2019, arXiv:1812.00984"
+_BUCKETS = "Karimireddy, He and Jaggi 2022, arXiv:2006.09365"
+_KRUM = "Blanchard et al. 2017, arXiv:1703.02757"
 
 
 def refuse_unsound(plan: "Plan") -> None:
     """Raise ConfigError naming the first combination of settings whose privacy nobody has proved."""
     for what, allowed, source in _unsound(plan):
         raise ConfigError(f"{what} is not possible with privacy.mode = {plan.privacy.mode!r}", f"{allowed} ({source})")
+    for what, allowed, source in _unsound_rule(plan):
+        raise ConfigError(f"{what} is not possible", f"{allowed} ({source})")
+
+
+def _unsound_rule(plan: "Plan") -> Iterator[tuple[str, str, str]]:
+    """As `_unsound`, of what a robust rule is applied to and what it bears."""
+    rule, bad, buckets = plan.robustness.rule, plan.robustness.byzantine, plan.robustness.buckets
+    encrypted = plan.encryption.preset != "none"
+    if rule == "mean" and bad:
+        yield (
+            f"robustness.byzantine = {bad} with rule = 'mean'",
+            "allowed: 0, or another rule; one bad vector moves a mean anywhere",
+            f"{_KRUM}, lemma 1",
+        )
+    if rule == "mean" and buckets:
+        yield (
+            f"robustness.buckets = {buckets} with rule = 'mean'",
+            "allowed: 0, or another rule; the mean of bucket means is the mean, and each opened bucket tells more of "
+            "fewer sites",
+            _BUCKETS,
+        )
+    if rule != "mean" and not bad:
+        yield (
+            f"robustness.byzantine = 0 with rule = {rule!r}",
+            "allowed: 1 or more, so many as the rule is to bear; against none the mean is best",
+            _KRUM,
+        )
+    if rule != "mean" and encrypted and not buckets:
+        yield (
+            f"robustness.rule = {rule!r} on ciphertexts",
+            "allowed: with robustness.buckets; whoever adds up ciphertexts can neither compare nor sort them, and "
+            "sites open sums only: the rule can pick among bucket sums",
+            _BUCKETS,
+        )
+    if rule != "mean" and plan.training.q:
+        yield (
+            f"training.q = {plan.training.q} with robustness.rule = {rule!r}",
+            "allowed: 0; a site that the model serves worse weighs more, and whoever lies can say so",
+            "Li et al. 2021, arXiv:2012.04221, section 2",
+        )
+    if buckets and bad > tolerated(rule, buckets):
+        yield (
+            f"robustness.buckets = {buckets} with byzantine = {bad} and rule = {rule!r}",
+            f"allowed: {fewest_vectors(rule, bad)} or more; each bad site may spoil a bucket, and of {buckets} this "
+            f"rule bears {tolerated(rule, buckets)}",
+            f"{_BUCKETS}; {_KRUM}",
+        )
 
 
 def _unsound(plan: "Plan") -> Iterator[tuple[str, str, str]]:
@@ -33,10 +83,18 @@ def _unsound(plan: "Plan") -> Iterator[tuple[str, str, str]]:
             "allowed: compact, precise; a readable update carries a share of the noise only, and protects nothing",
             _SHARES,
         )
+    where = "in a bucket, as all that collude may sit in one" if plan.robustness.buckets else "in a sum"
     if privacy.in_shares and plan.federation.min_cohort <= privacy.colluding:
         yield (
             f"privacy.colluding = {privacy.colluding}",
-            f"allowed: below federation.min_cohort = {plan.federation.min_cohort}; else no honest share may be left",
+            f"allowed: below federation.min_cohort = {plan.federation.min_cohort}; else no honest share may be left "
+            f"{where}",
+            _SHARES,
+        )
+    if privacy.in_shares and plan.robustness.byzantine > privacy.colluding:
+        yield (
+            f"robustness.byzantine = {plan.robustness.byzantine} with privacy.colluding = {privacy.colluding}",
+            "allowed: as many colluding at least; a site that may send anything may leave out its share of the noise",
             _SHARES,
         )
     if training.q and (privacy.mode != "none" or encryption.preset != "none"):

@@ -8,6 +8,7 @@ from typing import Any, Self
 from client import runs, site
 from client.agent import answer
 from client.site import Site, open_site, settings_stamp
+from common.buckets import Buckets, filled, shuffled
 from common.config import to_table
 from common.errors import ProtocolError
 from common.he.ciphertexts import Ciphertext
@@ -18,7 +19,7 @@ from common.wire import Envelope, Kind, decode, digest, encode, from_hex, from_j
 from scenarios.simulation import Workplace, reopen
 from server.aggregate_encrypted import BlindSum
 from server.store import RunStore
-from server.unmasking import lift, silent_sites
+from server.unmasking import lift_all, silent_sites
 
 
 def restart() -> None:
@@ -155,12 +156,22 @@ class Coordinator:
         run = runs.SiteRun.open(next(iter(self.directories.values())) / "runs", self.store.run)
         return run.state().model.size
 
+    def buckets(self, number: int) -> Buckets:
+        """Who are summed together in the round that comes next."""
+        model, count = from_hex(self.model_hash(self.names[0])), self.store.plan.robustness.buckets
+        return shuffled(self.names, count, self.store.run, number, model)
+
     def total(self, updates: Iterable[bytes]) -> bytes:
-        """The encrypted sum, masks still on."""
-        total = BlindSum(self.scheme, self.length)
-        for data in updates:
-            total.add(Ciphertext.decode(self.scheme, self.length, self.read(data).body[32:]))
-        return total.result().encode()
+        """The encrypted sum, or one a bucket, masks still on."""
+        said = {envelope.sender: envelope for envelope in map(self.read, updates)}
+        number = next(iter(said.values())).round_number
+        totals = []
+        for bucket in filled(self.buckets(number), said):
+            total = BlindSum(self.scheme, self.length)
+            for name in bucket:
+                total.add(Ciphertext.decode(self.scheme, self.length, said[name].body[32:]))
+            totals.append(total.result().encode())
+        return b"".join(totals)
 
     def wanted(self, received: Sequence[str], total: bytes) -> dict[str, Any]:
         return {"received": sorted(received), "sum": digest(total).hex()}
@@ -180,11 +191,12 @@ class Coordinator:
         signed = {name: self.read(from_hex(offered["offer"])) for name, offered in made.items()}
         offers = {name: Offer.of(e, self.store.run, self.store.plan_hash, number) for name, e in signed.items()}
         shares: dict[str, Any] = {}
-        if gone := silent_sites(offers, sorted(received), revealed):
+        buckets = self.buckets(number)
+        if gone := silent_sites(offers, sorted(received), revealed, buckets):
             shares = {name: self.body(self.ask(name, "stand_in", number, {**shown, "silent": gone})) for name in live}
         model = self.model_hash(live[0])
         context = mask_context(self.store.run, number, model)
-        lifting = lift(context, self.threshold, offers, sorted(received), revealed, shares)
+        lifting = lift_all(buckets, context, self.threshold, offers, sorted(received), revealed, shares)
         return Published(tuple(sorted(received)), tuple(shown["agreed"]), lifting, total)
 
     def whole_round(self, number: int) -> Published:

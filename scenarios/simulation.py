@@ -6,7 +6,7 @@ OUT/report.html, OUT/report.json
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ class Simulation(Plan):
 
     @property
     def plan(self) -> Plan:
-        return Plan(self.federation, self.model, self.training, self.privacy, self.encryption, self.metrics)
+        return Plan(**{each.name: getattr(self, each.name) for each in fields(Plan)})
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ class Disclosure:
     private: what the mode protects, a record or (`site`) a whole site, is (epsilon, delta)-differentially private in
     all that is opened. void: reasons why that does not hold in this run although it was asked for. colluding: how many
     sites may pool their noise before it stops holding; None where no site's protection rests on the others' noise.
-    smallest_sum: the fewest sites added up in one round.
+    smallest_sum: the fewest sites added up in one opened sum. buckets: sums opened in a round, 0 for one of all.
+    rule, byzantine: what bears how many lying sites.
     epsilon: the most that a record of any site has lost by now, at `delta`; infinity when the report does not say.
     tuning: as in the plan. trials: most runs of that kind in any site's ledger; None when the report does not say.
     """
@@ -59,10 +60,14 @@ class Disclosure:
     unit: str = "record"
     tuning: str = "unstated"
     trials: int | None = None
+    buckets: int = 0
+    rule: str = "mean"
+    byzantine: int = 0
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> "Disclosure":
         federation, encryption = report["config"]["federation"], report["config"]["encryption"]
+        robustness = report["config"].get("robustness", {})
         privacy = {**report["config"]["privacy"], **report["privacy"]}
         sites, rounds = report["sites"], report["rounds"]
         charged = [site for site in sites if site["epsilon"] is not None]
@@ -81,6 +86,9 @@ class Disclosure:
             unit="site" if privacy.get("mode") == "site" else "record",
             tuning=federation.get("tuning", "unstated"),
             trials=max((site["trials"] for site in sites if site["trials"] is not None), default=None),
+            buckets=robustness.get("buckets", 0),
+            rule=robustness.get("rule", "mean"),
+            byzantine=robustness.get("byzantine", 0),
         )
 
     @property
@@ -114,6 +122,8 @@ class Disclosure:
 
 
 def _added_up(entry: Mapping[str, Any], sites: int) -> int:
+    if opened := entry.get("buckets"):
+        return min(len(bucket["sites"]) for bucket in opened)
     return len(entry["sites"]) if entry["sites"] is not None else sites - len(entry["left_out"])
 
 
@@ -205,7 +215,8 @@ def _summed(facts: Disclosure) -> Answer:
     others = facts.smallest_sum - 1
     if others == 1:
         return Answer("yes", f"In a round of two sites it can subtract its own part from the sum.{_noise(facts)}")
-    return Answer("no", f"It sees sums. Less its own part, that is the sum of {others} other sites or more.")
+    seen = f"the sums of {facts.buckets} buckets" if facts.buckets else "sums"
+    return Answer("no", f"It sees {seen}. Less its own part, that is the sum of {others} other sites or more.")
 
 
 def _together(facts: Disclosure) -> Answer:
@@ -246,6 +257,17 @@ def _choices(facts: Disclosure) -> str:
             )
 
 
+def _lies(facts: Disclosure) -> str:
+    told = "A site can train on false data or send a false update."
+    if not facts.byzantine:
+        return f"{told} This version does not detect it."
+    named = "A bucket longer than clipped updates is left out whole, as nobody sees which of its sites it was. "
+    return (
+        f"{told} The rule {facts.rule} keeps up to {facts.byzantine} such sites from moving the model far. "
+        f"{named if facts.encrypted else ''}Lies that stay within bounds, and false counts, are not detected."
+    )
+
+
 def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], ...]:
     """What this run leaves open: a name and two or three sentences each."""
     gaps = (
@@ -266,6 +288,12 @@ def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], 
             "noise protects records.",
         ),
         (
+            facts.encrypted and facts.buckets > 0,
+            "Buckets",
+            f"So that a rule can pick among them, the sites open {facts.buckets} sums a round, not one. Each says "
+            f"more of fewer sites, {facts.smallest_sum} at the fewest.",
+        ),
+        (
             facts.encrypted,
             "Collusion of many",
             "Masks keep one site's update from the coordinator and a few colluding sites. If as many sites collude as "
@@ -280,7 +308,8 @@ def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], 
         (
             facts.min_cohort == 2,
             "Very small rounds",
-            "The plan lets a round close with two sites. Then each can work out the other's update.",
+            f"The plan lets a {'bucket' if facts.buckets else 'round'} close with two sites. Then each can work out "
+            "the other's update.",
         ),
         (
             facts.bounded and facts.unit == "record",
@@ -312,7 +341,7 @@ def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], 
         (
             True,
             "A site that lies",
-            "A site can train on false data or send a false update. This version does not detect it.",
+            _lies(facts),
         ),
         (
             True,

@@ -6,13 +6,14 @@ It never holds the model: the sites open the sum, apply it and answer with the h
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import IO, Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
+from common.buckets import filled
 from common.errors import FederationError, TrustError, WireError
 from common.evaluators.counts import estimates
 from common.evaluators.groups import GroupCounts
@@ -20,6 +21,7 @@ from common.he.ciphertexts import Ciphertext
 from common.he.parameters import Scheme
 from common.layout import Layout, group_cells
 from common.metrics import MetricsCode
+from common.robust_update import BROKEN
 from common.roster import COORDINATOR
 from common.wire import Bytes, Envelope, Kind, encode_parts, from_json
 from server.aggregate_encrypted import BlindSum
@@ -27,9 +29,12 @@ from server.fairness import by_group
 from server.key_relay import KeyRelay
 from server.links import Links, Reply
 from server.mask_relay import MaskRelay
+from server.quarantine import quarantined
 from server.round import Closed, LeftOut, too_few
 from server.store import RunStore
 from server.strategy import ROUND_TIMEOUT_SECONDS, OnRound, Rounds
+
+TOO_SMALL = "BucketTooSmall"
 
 
 class EncryptedRounds(Rounds):
@@ -50,7 +55,7 @@ class EncryptedRounds(Rounds):
         super().__init__(store, links, closed, on_round)
         self.keys, self.scheme, self.parameters = keys, scheme, parameters
         self.relay = MaskRelay(store, links)
-        self.required = max(self.required, self.relay.threshold)  # the sites open no sum of fewer
+        self._kept_out: tuple[LeftOut, ...] = ()
         self.catch_up()
         if store.has_sum(closed + 1):  # the process stopped between the sum and its publication
             self.version = self._common_version(closed)
@@ -78,7 +83,9 @@ class EncryptedRounds(Rounds):
         self.version = self._common_version(self.closed)
         ready = self.keys.ready(number, self.links.at_round(self.closed), self.required)
         self.relay.take(number, self.keys.offers.pop(number, {}))
-        return self.relay.orders(number, ready, self.version)
+        self._kept_out = quarantined(self.store.rounds(), self.plan, self.store.roster.sites)
+        kept_out = {left.site for left in self._kept_out}
+        return self.relay.orders(number, [site for site in ready if site not in kept_out], self.version)
 
     def _begin(self) -> None:
         super()._begin()
@@ -105,20 +112,42 @@ class EncryptedRounds(Rounds):
         return Layout.of(self.plan, self.parameters, number).length
 
     def _sum(self) -> Closed:
-        """Add what was set aside, one update after the other; the sum is on disk when this returns."""
+        """Add what was set aside, bucket by bucket, one update after the other; the sums are on disk afterwards."""
+        number, totals = self.collecting.round_number, []
+        fewest = self.plan.federation.min_cohort if self.plan.robustness.buckets else 0
+        for bucket in filled(self.relay.buckets(number, self.version), self.collecting.received):
+            total, added = self._sum_of(bucket)
+            if len(added) < fewest:
+                self._leave_out(added)
+            elif added:
+                totals.append(total)
+                self.buckets.append({"sites": added, "code": ""})
+        closed = self.collecting.close()
+        if len(totals) < self.plan.fewest_vectors:
+            raise too_few(number, len(totals), self.plan.fewest_vectors, closed.left_out, "buckets")
+        self.summed = len(closed.received)
+        self.store.keep_sum(closed.round_number, sorted(closed.received), totals)
+        return replace(closed, left_out=(*closed.left_out, *self._kept_out))
+
+    def _sum_of(self, bucket: Iterable[str]) -> tuple[memoryview, list[str]]:
+        """The encrypted sum, and those whose updates are in it."""
         length = self._length(self.collecting.round_number)
-        total = BlindSum(self.scheme, length)
-        for site in sorted(self.collecting.received):
+        total, added = BlindSum(self.scheme, length), []
+        for site in bucket:
             try:
                 with self._aside.pop(site) as file:
                     file.seek(0)
                     total.add(Ciphertext.decode(self.scheme, length, file.read()))
+                added.append(site)
             except FederationError as error:
                 self._refuse(site, error)
-        closed = self.collecting.close()
-        self.summed = len(closed.received)
-        self.store.keep_sum(closed.round_number, sorted(closed.received), total.message())
-        return closed
+        return total.message() if added else memoryview(b""), added
+
+    def _leave_out(self, sites: list[str]) -> None:
+        """Sites whose bucket is too small to be opened: what they sent stays masked."""
+        for site in sites:
+            told = f"{len(sites)} sites of its bucket could be summed, fewer than are ever opened"
+            self.collecting = self.collecting.leave_out(LeftOut(site, TOO_SMALL, told))
 
     def _publish(self, number: int) -> None:
         """Have the masks of the stored sum lifted, and put sum and lifting on disk as the sites will receive them."""
@@ -130,29 +159,39 @@ class EncryptedRounds(Rounds):
         self.seconds["unmask_s"] = time.perf_counter() - started
 
     def _after(self, replies: Iterable[Message]) -> None:
-        counts = self._applied(self.closed, dict(self.links.read(message) for message in replies))
-        self.reported, self.fairness = self._reported(counts)
+        said = self._applied(self.closed, dict(self.links.read(message) for message in replies))
+        self.reported, self.fairness = self._reported(said.get("counts", []))
+        self._leave_out_broken(said.get("broken", []))
+
+    def _leave_out_broken(self, places: list[Any]) -> None:
+        """Buckets that the sites opened and did not use, each named with all its sites: nobody can tell who it was."""
+        if not all(type(place) is int and 0 <= place < len(self.buckets) for place in places):
+            raise WireError(f"buckets {places} of {len(self.buckets)} are said to be broken")
+        for bucket in (self.buckets[place] for place in places):
+            bucket["code"] = BROKEN
+            told = f"the sum of {', '.join(bucket['sites'])} is longer than clipped updates add up to: one did not clip"
+            self.left_out = (*self.left_out, *(LeftOut(site, BROKEN, told) for site in bucket["sites"]))
 
     def _model_hash(self) -> str:
         return self._common_version(self.closed)
 
-    def _applied(self, number: int, answers: Mapping[str, Reply | LeftOut]) -> list[Any]:
-        """Take in what the sites say after a sum: the model they hold now, and the counts that enough of them found."""
-        counts: dict[str, list[str]] = {}
+    def _applied(self, number: int, answers: Mapping[str, Reply | LeftOut]) -> dict[str, list[Any]]:
+        """Take in what the sites say after a sum: the model they hold now, and what enough of them found in it."""
+        found: dict[str, list[str]] = {}
         for site, answer in answers.items():
             if isinstance(answer, Reply) and (said := _said_after(answer.envelope, number)) is not None:
                 link = self.links.by_site[site]
                 link.round_number, link.model_hash = number, str(said.get("model_hash"))
-                counts.setdefault(json.dumps(said.get("counts", [])), []).append(site)
+                lists = {key: said[key] for key in ("broken", "counts") if isinstance(said.get(key), list)}
+                found.setdefault(json.dumps(lists), []).append(site)
                 self._note(site, answer)
         self._common_version(number)
         applied = len(self.links.at_round(number))
         if number == self.closed and applied < self.plan.federation.min_cohort:
             failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
             raise too_few(number, applied, self.plan.federation.min_cohort, failed)
-        agreed = [said for said, sites in counts.items() if len(sites) >= self.required]
-        found = json.loads(agreed[0]) if agreed else []
-        return found if isinstance(found, list) else []
+        agreed = [said for said, sites in found.items() if len(sites) >= self.required]
+        return json.loads(agreed[0]) if agreed else {}
 
     def _reported(self, counts: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the opened counts of this round say of the model before it, of all records and by group.

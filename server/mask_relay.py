@@ -6,6 +6,7 @@ What it asks for is on disk first, so that a restarted coordinator asks for the 
 from collections.abc import Mapping
 from typing import Any
 
+from common.buckets import Buckets, shuffled
 from common.errors import FederationError, TrustError
 from common.masking import Offer, Opening, Published, agrees, holders, mask_context
 from common.roster import COORDINATOR
@@ -13,7 +14,7 @@ from common.wire import Bytes, Envelope, Kind, decode, digest, encode, from_hex,
 from server.links import Links, Reply
 from server.round import LeftOut, too_few
 from server.store import RunStore
-from server.unmasking import lift, silent_sites
+from server.unmasking import lift_all, silent_sites
 
 EXCHANGE_TIMEOUT_SECONDS = 300.0
 
@@ -45,8 +46,13 @@ class MaskRelay:
             if site in made
         }
 
+    def buckets(self, number: int, version: str) -> Buckets:
+        """Who are summed together in that round, on top of that model."""
+        count, sites = self.store.plan.robustness.buckets, self.store.roster.sites
+        return shuffled(sites, count, self.store.run, number, from_hex(version))
+
     def publish(self, number: int, received: list[str], version: str, total: Bytes) -> Published:
-        """`total`, the encrypted sum of these sites on top of that model, with all that lets every site open it.
+        """`total`, the encrypted sums of these sites on top of that model, with all that lets every site open them.
 
         Raises ProtocolError or CohortTooSmall when too few sites agree, or stand in for those that fell silent.
         """
@@ -58,11 +64,12 @@ class MaskRelay:
         self._coming = {number + 1: {site: body["next"] for site, body in revealed.items() if "next" in body}}
         offers = {site: self._offer(number, site, made) for site, made in (self.store.offers(number) or {}).items()}
         shares: Mapping[str, Any] = {}
-        if silent := silent_sites(offers, received, revealed):
+        buckets = self.buckets(number, version)
+        if silent := silent_sites(offers, received, revealed, buckets):
             shares = self._bodies("stand_in", number, list(agreed), {**shown, "silent": silent})
         context = mask_context(self.store.run, number, version)
         threshold = self.store.plan.encryption.share_threshold_of(len(self.store.roster.sites))
-        lifting = lift(context, threshold, offers, received, revealed, shares)
+        lifting = lift_all(buckets, context, threshold, offers, received, revealed, shares)
         return Published(opening.sites, tuple(shown["agreed"]), lifting, total)
 
     def _agreed(self, number: int, opening: Opening, shown: Mapping[str, Any]) -> dict[str, Reply]:

@@ -31,11 +31,11 @@ from server.summary import (
     words,
 )
 
-_TABLES = ("federation", "model", "training", "privacy", "encryption", "metrics", "data", "simulation")
+_TABLES = ("federation", "model", "training", "privacy", "encryption", "metrics", "robustness", "data", "simulation")
 _ROUND: dict[str, Any] = {
     "round": 0,
     **dict.fromkeys(("seconds", "sites")),
-    "left_out": [],
+    **{key: [] for key in ("left_out", "buckets")},
     **{key: {} for key in ("metrics", "epsilon", "reported", "fairness")},
 }
 _SITE = dict.fromkeys(

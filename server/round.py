@@ -98,10 +98,12 @@ class Collecting:
         return Closed(self.round_number, dict(sorted(self.received.items())), left_out)
 
 
-def too_few(round_number: int, present: int, required: int, left_out: tuple[LeftOut, ...]) -> FederationError:
+def too_few(
+    round_number: int, present: int, required: int, left_out: tuple[LeftOut, ...], of: str = "sites"
+) -> FederationError:
     """A privacy error when sites refused for privacy's sake (exit 3), else a protocol error (exit 4)."""
     reasons = "; ".join(map(str, left_out))
-    message = f"round {round_number} stopped: {present} of at least {required} sites could be used ({reasons})"
+    message = f"round {round_number} stopped: {present} of at least {required} {of} could be used ({reasons})"
     refused = any(left.exit_code == CohortTooSmall.exit_code for left in left_out)
     hint = "nothing is lost: mend what the sites name, then go on with --resume"
     return CohortTooSmall(message, hint) if refused else ProtocolError(message, hint)

@@ -175,15 +175,15 @@ class RunStore:
         return self._sum(round_number).exists() and not self.has_aggregate(round_number)
 
     def sum(self, round_number: int) -> tuple[list[str], memoryview]:
-        """The sites that were summed, and their sum with its masks still on."""
+        """The sites that were summed, and their sums, one after the other, with their masks still on."""
         data = self._sum(round_number).read_bytes()
         length = int.from_bytes(data[:4], "big")
         return from_json(data[4 : 4 + length])["sites"], memoryview(data)[4 + length :]
 
-    def keep_sum(self, round_number: int, sites: list[str], total: bytes | memoryview) -> None:
-        """On disk before any site is asked to agree: the list of a round never changes."""
+    def keep_sum(self, round_number: int, sites: list[str], totals: Sequence[bytes | memoryview]) -> None:
+        """On disk before any site is asked to agree: the list of a round never changes. totals: one a bucket."""
         head = to_json({"sites": sites})
-        write_atomically(self._sum(round_number), (len(head).to_bytes(4, "big") + head, total))
+        write_atomically(self._sum(round_number), (len(head).to_bytes(4, "big") + head, *totals))
 
     def set_aside(self, body: bytes | memoryview) -> IO[bytes]:
         """A file that holds `body` and has no name, so that it is gone with whoever holds it, or with this process."""

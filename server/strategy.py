@@ -4,6 +4,7 @@ Flower's own loop drives it: `train` collects updates, `evaluate` carries a resu
 the run: see `encrypted_rounds.py`, and here `ReadableRounds` for baselines without encryption.
 """
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -13,13 +14,18 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from numpy.typing import NDArray
 
 from common.audit import RoundClosed
+from common.buckets import Buckets, filled, require_full_enough, shuffled
 from common.errors import FederationError, InvalidUpdate
 from common.fair_update import step
 from common.federation import Plan
 from common.model_state import ModelState, advance
+from common.robust_rules import length
+from common.robust_update import robust_update
 from common.roster import COORDINATOR
+from common.updates import Vector
 from common.wire import Bytes, Envelope, Kind, encode
 from server.aggregate_clear import mean
 from server.links import Links, Reply
@@ -27,6 +33,7 @@ from server.round import Closed, Collecting, LeftOut
 from server.store import RunStore
 
 ROUND_TIMEOUT_SECONDS = 3600.0
+_ROUNDED = 1e-6  # relative: what single precision may add to a clipped update
 OnRound = Callable[[Mapping[str, Any]], None]
 
 
@@ -38,7 +45,7 @@ class Rounds(Strategy):
     def __init__(self, store: RunStore, links: Links, closed: int, on_round: OnRound) -> None:
         self.store, self.links, self.closed, self.on_round = store, links, closed, on_round
         self.plan: Plan = store.plan
-        self.required = self.plan.federation.min_cohort
+        self.required = self.plan.fewest_sites(len(store.roster.sites))  # the sites open nothing of fewer
         self._begin()
 
     def configure_train(
@@ -91,6 +98,7 @@ class Rounds(Strategy):
             "epsilon": self.epsilon,
             "reported": self.reported,
             "fairness": self.fairness,
+            **({"buckets": self.buckets} if self.plan.robustness.buckets else {}),
             "bytes_up": {site: link.bytes_up for site, link in sorted(self.links.by_site.items())},
         }
         self.store.record_round(record)
@@ -109,6 +117,7 @@ class Rounds(Strategy):
         self.epsilon: dict[str, float] = {}
         self.reported: dict[str, Any] = {}
         self.fairness: dict[str, Any] = {}
+        self.buckets: list[dict[str, Any]] = []
 
     def _note(self, site: str, answer: Reply) -> None:
         for phase in _PHASES:
@@ -168,18 +177,36 @@ class ReadableRounds(Rounds):
         update = np.frombuffer(body, "<f4")
         if not np.isfinite(update).all() or (weighs and update[-1] <= 0):
             raise InvalidUpdate("the update holds NaN or infinite values, or weighs nothing")
+        most = self.plan.privacy.max_update_norm
+        if self.plan.privacy.mode != "none" and length(update.astype(np.float64)) > most * (1 + _ROUNDED):
+            raise InvalidUpdate(f"the update is longer than privacy.max_update_norm = {most:g}, to which sites clip")
         return body
 
     def _combine(self) -> Closed:
         started = time.perf_counter()
         closed = self.collecting.close()
-        average = mean([np.frombuffer(body, "<f4") for body in closed.received.values()])
-        if self.plan.training.q:
-            average = step(average)
-        self.state = advance(self.state, average, self.plan.training, self.plan.federation.rounds)
+        update = self._robust_update({site: np.frombuffer(body, "<f4") for site, body in closed.received.items()})
+        self.state = advance(self.state, update, self.plan.training, self.plan.federation.rounds)
         self.store.keep_state(self.state)
         self.seconds["sum_s"] = time.perf_counter() - started
         return closed
+
+    def _robust_update(self, updates: Mapping[str, NDArray[np.float32]]) -> Vector:
+        """What the plan's rule makes of them, each alone or the means of buckets, as under encryption."""
+        settings, number = self.plan.robustness, self.collecting.round_number
+        if settings.rule == "mean":
+            average = mean(list(updates.values()))
+            return step(average) if self.plan.training.q else average
+        buckets: Buckets = tuple((site,) for site in updates)
+        if settings.buckets:
+            sites, model = self.store.roster.sites, self.state.model_hash
+            buckets = shuffled(sites, settings.buckets, self.store.run, number, model)
+        summed = filled(buckets, updates)
+        require_full_enough(self.plan, summed, self.plan.federation.min_cohort if settings.buckets else 1)
+        if settings.buckets:
+            self.buckets = [{"sites": list(bucket), "code": ""} for bucket in summed]
+        means = [mean([updates[site] for site in bucket]) for bucket in summed]
+        return robust_update(means, [math.inf] * len(means), settings).values
 
     def _after(self, replies: Iterable[Message]) -> None:
         pass

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from common import bundle
+from common.buckets import require_room
 from common.dp.cost import calibrated, noise_shares
 from common.errors import ConfigError, FederationError, ProtocolError
 from common.federation import Plan, require
@@ -26,6 +27,7 @@ def complete(plan: Plan, sites: int) -> Plan:
     Raises ConfigError for a plan that does not say all, or that no noise and no number format can bear.
     """
     require(sites >= plan.federation.min_cohort, "federation.min_cohort", plan.federation.min_cohort, f"2 to {sites}")
+    require_room(plan, sites)
     if not plan.model.inputs or not plan.model.classes:
         raise ConfigError(
             "the plan does not say what a record looks like", "set model.inputs, e.g. [13], and model.classes"

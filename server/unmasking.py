@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from common.buckets import Buckets, filled
 from common.errors import CohortTooSmall, FederationError, ProtocolError
 from common.he.masks import pairwise_seed
 from common.he.sealing import ExchangeKey
@@ -11,10 +12,37 @@ from common.masking import Lifting, Offer
 from common.wire import from_hex
 
 
-def silent_sites(offers: Mapping[str, Offer], received: list[str], revealed: Mapping[str, Any]) -> list[str]:
-    """Sites on the list that have not revealed all that they owe: a self seed that fits, a seed per vanished peer."""
+def silent_sites(
+    offers: Mapping[str, Offer], received: list[str], revealed: Mapping[str, Any], buckets: Buckets = ()
+) -> list[str]:
+    """Sites on the list that have not revealed all that they owe: a self seed that fits, a seed per vanished peer.
+
+    buckets: a site's peers are those of its bucket; without any, all are.
+    """
     vanished = set(offers) - set(received)
-    return [site for site in received if not _is_whole(offers[site], vanished, revealed.get(site))]
+    beside = {site: vanished & set(bucket) for bucket in buckets for site in bucket}
+    return [s for s in received if not _is_whole(offers[s], beside.get(s, vanished), revealed.get(s))]
+
+
+def lift_all(
+    buckets: Buckets,
+    context: bytes,
+    threshold: int,
+    offers: Mapping[str, Offer],
+    received: list[str],
+    revealed: Mapping[str, Any],
+    shares: Mapping[str, Any],
+) -> Lifting:
+    """As `lift`, of each bucket by itself: sites are masked among their own bucket only."""
+    seeds: dict[str, bytes] = {}
+    pairs: dict[tuple[str, str], bytes] = {}
+    for bucket in filled(buckets, received):
+        beside = next(whole for whole in buckets if bucket[0] in whole)
+        mine = {site: offer for site, offer in offers.items() if site in beside}
+        lifting = lift(context, threshold, mine, list(bucket), revealed, shares)
+        seeds |= lifting.self_seeds
+        pairs |= lifting.broken_pairs
+    return Lifting(seeds, pairs)
 
 
 def lift(

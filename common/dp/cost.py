@@ -14,7 +14,10 @@ from common.federation import Plan, require
 
 
 def training_events(plan: Plan, cohort: int, summed: int) -> tuple[DpEvent, ...]:
-    """One round's training, of a site in a cohort, when `summed` sites are added up; () without privacy."""
+    """One round's training, of a site in a cohort, when `summed` sites are added up; () without privacy.
+
+    summed: in the site's own bucket, where there are buckets: only their shares of the noise are in what is opened.
+    """
     noise, training = plan.privacy.noise_multiplier, plan.training
     match plan.privacy.mode:
         case "local":
@@ -49,9 +52,10 @@ def planned_events(plan: Plan, cohort: int, rounds: Iterable[int]) -> tuple[DpEv
 
     That is the last, or the last that trains: counts alone may cost less than what a round of training is reserved for.
     """
-    numbers, fewest = sorted(rounds), plan.smallest_sum(cohort) if plan.privacy.in_shares else cohort
+    numbers, whole = sorted(rounds), plan.whole_sum(cohort)
+    fewest = plan.smallest_sum(cohort) if plan.privacy.in_shares else whole
     reserved = {*numbers[-1:], max(filter(plan.trains, numbers), default=0)}
-    costs = (round_events(plan, each, cohort, fewest if each in reserved else cohort) for each in numbers)
+    costs = (round_events(plan, each, cohort, fewest if each in reserved else whole) for each in numbers)
     return tuple(event for cost in costs for events in cost.values() for event in events)
 
 
@@ -85,12 +89,14 @@ def noise_shares(plan: Plan, cohort: int) -> NoiseShares:
     """Who adds what. Raises ConfigError for more colluding sites than the masks hold out against.
 
     With threshold t of n sites there is one list to sign only while c < 2t - n of them collude, and c sites must not be
-    able to rebuild another's masks from their own shares of them (`common/masking.py`).
+    able to rebuild another's masks from their own shares of them (`common/masking.py`). Shares are sized for what is
+    opened: were they sized for the cohort, a bucket of b of n sites would hold sqrt(b / n) of the noise that is asked
+    for. All that collude may sit in one bucket, so each bucket is sized as if they did.
     """
     settings, colluding = plan.encryption, plan.privacy.colluding
     most = min(2 * settings.threshold_of(cohort) - cohort, settings.share_threshold_of(cohort)) - 1
     require(colluding <= most, "privacy.colluding", colluding, f"1 to {most} with {cohort} sites and this threshold")
-    return NoiseShares(cohort, colluding)
+    return NoiseShares(plan.whole_sum(cohort), colluding)
 
 
 def _left(plan: Plan, cohort: int, summed: int) -> float:

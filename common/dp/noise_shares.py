@@ -30,7 +30,10 @@ _TAIL = 9.0  # standard deviations: beyond what a 53-bit generator ever draws (8
 
 @dataclass(frozen=True)
 class NoiseShares:
-    """cohort: sites that each add a share.   colluding: those of them whose shares an adversary may know."""
+    """cohort: sites summed together that each add a share: all, or those of one bucket, when all of them are there.
+
+    colluding: those of them whose shares an adversary may know.
+    """
 
     cohort: int
     colluding: int
@@ -45,7 +48,7 @@ class NoiseShares:
             if self.colluding == 1
             else (f"at most {self.colluding} pool or leave out their shares")
         )
-        return f"of a cohort of {self.cohort} sites {few} of the noise"
+        return f"of {self.cohort} sites summed together {few} of the noise"
 
     def share(self, total_std: float) -> float:
         """The noise of one site, when all are there and that of the colluding does not count."""

@@ -91,6 +91,21 @@ class Aggregate:
             return cls(scheme, length, sites, c0, c1=rest)
         raise WireError("an aggregate of unknown form")
 
+    @classmethod
+    def decode_all(cls, scheme: Scheme, length: int, data: Dense) -> "list[Aggregate]":
+        """The sums that `data` holds, one after the other. Raises WireError as `decode` does."""
+        found, rest = [], memoryview(data)
+        first, seeds = dense_bytes(scheme, length, scheme.dropped_bits), scheme.ciphertexts(length) * SEED_BYTES
+        expanded = dense_bytes(scheme, whole(scheme, length), scheme.dropped_bits_down)
+        while rest:
+            if len(rest) < _AGGREGATE_HEADER.size:
+                raise WireError(f"{len(rest)} bytes after the last sum")
+            form, sites = _AGGREGATE_HEADER.unpack_from(rest)
+            end = _AGGREGATE_HEADER.size + first + (expanded if form == _EXPANDED else sites * seeds)
+            found.append(cls.decode(scheme, length, rest[:end]))
+            rest = rest[end:]
+        return found
+
 
 def joined_aggregate(
     scheme: Scheme,

@@ -1,31 +1,29 @@
 """Sites that send poison: which rule bears which attack, in the clear and on the sums of buckets; and a backdoor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from client.train import train
+from client.datasets import Records
+from common.breakdown import tolerated
 from common.evaluators.utility import accuracy
 from common.federation import ModelSettings, TrainingSettings
-from common.models import build, load_parameters, parameters_of, predict
-from common.randomness import Randomness
-from common.robust_rules import RULES, Rule, tolerated
+from common.robust_rules import RULES, Rule
 from common.updates import Vector
 from scenarios import pictures
-from scenarios.inversion import NO_PRIVACY
+from scenarios.poisoned_sites import Attack, Cohort, Defence, Part
 from scenarios.poisoning import ATTACKS, flipped, marked, with_backdoor
+from scenarios.simulate import Observer, simulate
 from scenarios.stage import Picture, Played, Stage, Table
 
 _SITES, _BUCKET = 20, 2
 _MODEL = ModelSettings("logistic", (64,), 10)
 _LOCAL = TrainingSettings(sampling="shuffle", local_epochs=2, batch_size=16, learning_rate=0.5)
 _HELD_OUT = 397
-_LOUDER = 5  # so that a fifth of the sites weighs as much as all
 _MARK, _TARGET = {0: 1.0, 7: 1.0, 56: 1.0}, 7  # three corners that are white in every digit
-Part = tuple[NDArray[np.float32], NDArray[np.int64]]
 rules: Mapping[str, Rule] = RULES  # what the sites apply
 
 
@@ -33,16 +31,18 @@ def grid(stage: Stage) -> Played:
     """Every attack by a fifth of twenty sites against every rule, on single updates and on means of buckets of two."""
     rounds, bad = 4 if stage.quick else 12, _SITES // 5
     names, attacks = list(rules), ["label-flip", *ATTACKS]
-    clean = _score(_run([], "", rules["mean"], 0, rounds, 1))
+    clean = _score(_COHORT.trained(Attack(), Defence(rules["mean"]), rounds))
     tables: dict[int, NDArray[np.float64]] = {}
     for size in (1, _BUCKET):
         vectors = _SITES // size
+        buckets = vectors if size > 1 else 0
         found = np.full((len(attacks), len(names)), np.nan)
         for column, name in enumerate(names):
             if bad > tolerated(name, vectors) and name not in ("mean", "norm-bound"):
                 continue  # the rule promises nothing here
             for row, attack in enumerate(attacks):
-                found[row, column] = _score(_run(list(range(bad)), attack, rules[name], bad, rounds, size))
+                made = Attack(attack, tuple(range(bad)))
+                found[row, column] = _score(_COHORT.trained(made, Defence(rules[name], bad, buckets), rounds))
         tables[size] = found
     worst = {
         size: {name: float(found[:, column].min()) for column, name in enumerate(names) if name != "mean"}
@@ -52,6 +52,7 @@ def grid(stage: Stage) -> Played:
     lost = {size: clean - max(each.values()) for size, each in held.items()}
     figures = {
         "clean": clean,
+        "lost_encrypted": clean - _encrypted(stage, rounds),
         "lost_single": lost[1],
         "lost_buckets": lost[_BUCKET],
         "mean_worst": float(np.nanmin(tables[1][:, names.index("mean")])),
@@ -75,13 +76,13 @@ def grid(stage: Stage) -> Played:
 
 def backdoor(stage: Stage) -> Played:
     """Bad sites teach a mark: whatever carries it is to be a seven. Their updates are made five times as long."""
-    rounds, bad = 4 if stage.quick else 12, list(range(_SITES // 5))
+    rounds, bad = 4 if stage.quick else 12, tuple(range(_SITES // 5))
     features, labels = _held_out()
     asked = marked(features, np.ones(len(labels), bool), _MARK)[labels != _TARGET]
     rates, use = {}, {}
     for name in ("mean", "median", "geometric-median", "multi-krum"):
-        model = _run(bad, "backdoor", rules[name], len(bad), rounds, 1)
-        rates[name] = float((_predicted(model, asked).argmax(axis=1) == _TARGET).mean())
+        model = _COHORT.trained(Attack("backdoor", bad), Defence(rules[name], len(bad)), rounds)
+        rates[name] = float((_COHORT.predicted(model, asked).argmax(axis=1) == _TARGET).mean())
         use[name] = _score(model)
     defended = min(rate for name, rate in rates.items() if name != "mean")
     best = min((name for name in rates if name != "mean"), key=lambda name: rates[name])
@@ -97,31 +98,17 @@ def backdoor(stage: Stage) -> Played:
     )
 
 
-def _run(bad: Sequence[int], attack: str, rule: Rule, expected: int, rounds: int, bucket: int) -> Vector:
-    """The model after some rounds. expected: how many bad ones the rule is told of."""
-    rng = np.random.default_rng(0)
-    model = parameters_of(build(_MODEL)).astype(np.float64)
-    for number in range(rounds):
-        updates = [_update(model, _part(site, attack if site in bad else ""), number) for site in range(_SITES)]
-        if bad and attack in ATTACKS:
-            good = np.stack([update for site, update in enumerate(updates) if site not in bad])
-            for site, poison in zip(bad, ATTACKS[attack](good, len(bad), rng), strict=True):
-                updates[site] = poison
-        elif attack == "backdoor":
-            for site in bad:
-                updates[site] = _LOUDER * updates[site]
-        order = rng.permutation(_SITES)  # public, and drawn after everybody is bound
-        means = [
-            np.mean([updates[site] for site in order[at : at + bucket]], axis=0) for at in range(0, _SITES, bucket)
-        ]
-        model = model + rule(means, expected)
-    return np.asarray(model)
+def records(site: str, bad: int) -> Records:
+    """What a site of the encrypted run trains on: the first `bad` of them on labels that they flipped."""
+    place = int(site.removeprefix("site-"))
+    return Records(*_part(place, "label-flip" if place < bad else ""))
 
 
-def _update(model: Vector, part: Part, number: int) -> Vector:
-    network = build(_MODEL)
-    load_parameters(network, model.astype(np.float32))
-    return train(network, *part, _LOCAL, NO_PRIVACY, 0.0, Randomness.insecure(1, number)).update
+def _encrypted(stage: Stage, rounds: int) -> float:
+    """The score of a true encrypted run by buckets, with a fifth of the sites flipping labels."""
+    place = stage.set_up("encrypted", f"federation.rounds={rounds}")
+    simulate(place)
+    return _score(Observer(place).state().released)
 
 
 def _part(site: int, attack: str) -> Part:
@@ -141,17 +128,14 @@ def _held_out() -> Part:
     return features[:_HELD_OUT], labels[:_HELD_OUT]
 
 
-def _predicted(model: Vector, features: NDArray[np.float32]) -> NDArray[np.float64]:
-    network = build(_MODEL)
-    load_parameters(network, model.astype(np.float32))
-    return predict(network, features)
-
-
 def _score(model: Vector) -> float:
     features, labels = _held_out()
     if not np.isfinite(model).all():
         return 0.0
-    return accuracy(_predicted(model, features), labels).value
+    return accuracy(_COHORT.predicted(model, features), labels).value
+
+
+_COHORT = Cohort(_SITES, _MODEL, _LOCAL, _part)
 
 
 @lru_cache(maxsize=1)

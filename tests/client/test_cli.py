@@ -41,7 +41,7 @@ def test_show_tells_all_that_a_promise_consists_of(played, capsys):
     assert code == 0
     assert keys | {"sampling", "adversary", "accountant", "premises"} <= set(shown)
     assert (shown["site"], shown["entries"], shown["verified"]) == ("adler", 3, True)
-    assert shown["premises"] == ["of a cohort of 4 sites at most 1 pools or leaves out its share of the noise"]
+    assert shown["premises"] == ["of 4 sites summed together at most 1 pools or leaves out its share of the noise"]
 
 
 def test_remaining_is_the_budget_less_what_was_spent(played, capsys):

@@ -38,7 +38,8 @@ def masks(of: Published) -> MaskStream:
 
 
 def opened(of: Published, key: CohortKey = KEY, length: int = LENGTH) -> np.ndarray:
-    return open_published(of, length, key, masks(of))
+    (total,) = open_published(of, (of.sites,), length, key, [masks(of)])
+    return total
 
 
 @pytest.fixture
@@ -89,23 +90,23 @@ def test_nothing_is_shared_with_another_key_sum_list_length_or_mask(openings):
             with contextlib.suppress(FederationError):
                 opened(*changed)
                 assert opening._shared[-1].made_of != shared  # opened afresh, whatever came of it
-            assert opening._made_of(changed[0], changed[2], changed[1]) != shared
-            assert opening._shared[-1].total is None or opening._shared[-1].made_of != shared
+            assert opening._made_of(changed[0], (changed[0].sites,), changed[2], changed[1]) != shared
+            assert not opening._shared[-1].totals or opening._shared[-1].made_of != shared
 
 
 def test_a_second_sum_takes_the_place_of_the_first_and_a_failure_leaves_none(openings):
     (one, true_one), (two, true_two) = published(), published(shift=5)
     with openings_shared():
         assert np.array_equal(opened(one), true_one)
-        first = weakref.ref(opening._shared[-1].total)
+        first = weakref.ref(opening._shared[-1].totals[0])
         assert np.array_equal(opened(two), true_two)
         gc.collect()
         assert first() is None
         with pytest.raises(ProtocolError):
             opened(one, CohortKey.generate(SCHEME))
-        assert opening._shared[-1].total is None
+        assert not opening._shared[-1].totals
         assert np.array_equal(opened(two), true_two)
-        last = weakref.ref(opening._shared[-1].total)
+        last = weakref.ref(opening._shared[-1].totals[0])
         assert len(openings) == 4
     gc.collect()
     assert last() is None

@@ -12,6 +12,8 @@ SHARED = {
     "federation": {"min_cohort": 4},
 }
 
+KRUM = ["robustness.rule=multi-krum", "robustness.byzantine=1", "robustness.buckets=7"]
+
 
 @pytest.mark.parametrize(
     ("changes", "what", "source"),
@@ -29,6 +31,22 @@ SHARED = {
         (["training.q=1.0"], "training.q = 1.0", "1905.10497"),
         (["privacy.mode=local", "encryption.preset=none", "training.q=0.5"], "training.q = 0.5", "1902.00146"),
         (["privacy.mode=none", "training.q=2.0"], "training.q = 2.0", "1905.10497"),
+        (["robustness.byzantine=1"], "robustness.byzantine = 1 with rule = 'mean'", "1703.02757"),
+        (["robustness.buckets=4"], "robustness.buckets = 4 with rule = 'mean'", "2006.09365"),
+        (["robustness.rule=median", "robustness.buckets=4"], "byzantine = 0 with rule = 'median'", "1703.02757"),
+        ([*KRUM, "robustness.buckets=0"], "rule = 'multi-krum' on ciphertexts", "2006.09365"),
+        (
+            [*KRUM, "robustness.buckets=4"],
+            "robustness.buckets = 4 with byzantine = 1 and rule = 'multi-krum'",
+            "2006.09365",
+        ),
+        ([*KRUM, "robustness.byzantine=2"], "byzantine = 2 with privacy.colluding = 1", "2102.06387"),
+        (
+            ["privacy.mode=none", "encryption.preset=none", "training.q=1.0", *KRUM[:2]],
+            "training.q = 1.0 with robustness.rule = 'multi-krum'",
+            "2012.04221",
+        ),
+        ([*KRUM, "privacy.colluding=4"], "privacy.colluding = 4", "2102.06387"),
     ],
 )
 def test_an_unsound_plan_is_refused_with_its_reason(changes: list[str], what: str, source: str) -> None:
@@ -48,6 +66,8 @@ def test_an_unsound_plan_is_refused_with_its_reason(changes: list[str], what: st
         ["privacy.mode=local", "training.local_steps=20", "training.momentum=0.9", "encryption.preset=none"],
         ["privacy.mode=none", "training.sampling=shuffle", "encryption.preset=none"],
         ["privacy.mode=none", "encryption.preset=none", "training.q=2.0"],
+        KRUM,
+        ["privacy.mode=local", "encryption.preset=none", *KRUM[:2]],
     ],
 )
 def test_a_sound_plan_is_not(changes: list[str]) -> None:

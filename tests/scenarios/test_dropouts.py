@@ -158,7 +158,7 @@ class MaskedRounds:
 
     def opened(self, number: int, published: Published, name: str) -> np.ndarray:
         order = self.played.read(self.played.order(number, published.encode(), kind=Kind.AGGREGATE))
-        masks = masking.masks_in(self.played.site(name), self.run_of(name), order, published)
+        (masks,) = masking.masks_in(self.played.site(name), self.run_of(name), order, published, (published.sites,))
         total = np.frombuffer(published.total, np.uint64) - masks[: self.size]
         return total & np.uint64((1 << self.bits) - 1)
 

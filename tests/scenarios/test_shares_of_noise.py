@@ -38,7 +38,7 @@ def opened(coordinator: Coordinator, number: int, published: Published, name: st
     run = run_of(coordinator, name)
     aggregate = Aggregate.decode(run.scheme, run.layout(number).length, published.total)
     order = coordinator.read(coordinator.order(number, published.encode()))
-    masks = local_round.masking.masks_in(coordinator.site(name), run, order, published)
+    (masks,) = local_round.masking.masks_in(coordinator.site(name), run, order, published, (published.sites,))
     return open_sum(aggregate, run.cohort_key(run.plan.encryption.epoch_of(number)), masks)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from server.disclosure import detectable, round_up
+from server.disclosure import Disclosure, detectable, not_protected, round_up, who_learns_what
 
 
 @given(st.floats(0, 12), st.floats(0, 0.1), st.floats(1e-6, 0.9))
@@ -41,3 +41,43 @@ def test_epsilon_is_never_rounded_below_the_truth(epsilon):
 
 def test_a_full_budget_reads_as_itself():
     assert [round_up(epsilon) for epsilon in (3.0, 2.93, 2.9301, 0.0)] == ["3.00", "2.93", "2.94", "0.00"]
+
+
+def facts(buckets: int, opened: list[int], **robustness: object) -> Disclosure:
+    entry = {"sites": [f"s{n}" for n in range(sum(opened))], "left_out": []}
+    if buckets:
+        names = iter(entry["sites"])
+        entry["buckets"] = [{"sites": [next(names) for _ in range(size)], "code": ""} for size in opened]
+    return Disclosure.of(
+        {
+            "config": {
+                "federation": {"min_cohort": 2},
+                "encryption": {"preset": "compact"},
+                "privacy": {"mode": "none"},
+                "robustness": {"buckets": buckets, **robustness},
+            },
+            "privacy": {},
+            "insecure": [],
+            "sites": [{"epsilon": None, "delta": None, "trials": None}] * sum(opened),
+            "rounds": [entry],
+        }
+    )
+
+
+def test_the_smallest_sum_is_the_smallest_opened_bucket():
+    assert facts(0, [9]).smallest_sum == 9
+    divided = facts(3, [4, 3, 2], rule="median", byzantine=1)
+    assert divided.smallest_sum == 2
+    other = next(party for party in who_learns_what(divided) if party.name == "One other site")
+    assert other.update.level == "yes"  # of two sites, each can subtract its own part
+    wide = next(party for party in who_learns_what(facts(3, [4, 3, 3])) if party.name == "One other site")
+    assert "sums of 3 buckets. Less its own part, that is the sum of 2 other sites" in wide.update.why
+
+
+def test_buckets_and_what_a_rule_bears_are_told():
+    told = dict(not_protected(facts(3, [3, 3, 3], rule="median", byzantine=1), False))
+    assert "3 sums a round, not one" in told["Buckets"]
+    assert "The rule median keeps up to 1 such sites from moving the model far" in told["A site that lies"]
+    plain = dict(not_protected(facts(0, [9]), False))
+    assert "Buckets" not in plain
+    assert "does not detect it" in plain["A site that lies"]
