@@ -283,6 +283,9 @@ def _show_simulation(report: Mapping[str, Any]) -> str:
     for name, told in (("central", "one trusted centre, same budget"), ("non_private", "all sites, no privacy")):
         if score in (found := report.get("baselines", {}).get(name, {})):
             lines.append(f"{score:<10} {found[score]['value']:.4f}  {told}")
+    valued = report.get("contribution", {})
+    for name, value in valued.get("shapley", {}).items():
+        lines.append(f"{valued['metric']:<10} {value['value']:+.4f} added by {name}")
     for site in report["sites"]:
         spent = (
             f"epsilon {site['epsilon']:.3f} at delta {site['delta']:g}"

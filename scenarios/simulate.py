@@ -4,14 +4,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
+import numpy as np
+
 from client.datasets import Records
 from client.runs import SiteRun
 from client.site import Site
 from common.config import to_table
+from common.evaluators.contribution import valued
 from common.evaluators.utility import evaluate
+from common.federation import require
 from common.model_state import ModelState
 from common.models import build, load_parameters, parameters_of, predict
 from scenarios import baselines
+from scenarios.contribution import game_of
 from scenarios.engines import run_local, run_ray
 from scenarios.grid import Delivery, as_it_is
 from scenarios.mitigation import before_and_after
@@ -36,6 +41,8 @@ def simulate(
     on_round: called after each round with its record and the metrics of the model so far.
     """
     observer = Observer(workplace)
+    asked = workplace.simulation.simulation.contribution
+    require(not asked or len(observer.pooled) > 0, "simulation.contribution", asked, "false with no records held out")
 
     def closed(record: Mapping[str, Any]) -> None:
         observed = {**record, "metrics": observer.metrics()}
@@ -116,6 +123,8 @@ def _report(
         report["mitigation"] = mended
     if simulation.simulation.baselines:
         report["baselines"] = _baselines(observer)
+    if simulation.simulation.contribution:
+        report["contribution"] = _contribution(observer)
     write_report(workplace.out, report)
     sign_report(workplace.out, store.identity)
     return report
@@ -134,6 +143,18 @@ def _baselines(observer: Observer) -> dict[str, Any]:
             if plan.privacy.mode != "site"
         },
     }
+
+
+def _contribution(observer: Observer) -> dict[str, Any]:
+    """What each site adds to the score on all held-out records."""
+    training = {site.name: site.training_records for site in observer.sites}
+    metric = "auc" if "auc" in observer.metrics() else "accuracy"
+
+    def score(state: ModelState) -> float:
+        return observer.score(state, observer.pooled)[metric]["value"]
+
+    found = valued(game_of(observer.plan, training, score), np.random.default_rng(observer.plan.model.seed))
+    return {"metric": metric, **asdict(found)}
 
 
 def _site_row(observer: Observer, site: Site, traffic: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from server.summary import (
     RATES,
     at_a_glance,
     by_attribute,
+    change,
     complete,
     count,
     day,
@@ -85,7 +86,15 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        figure=figure, size=size, number=number, epsilon=epsilon, plain=plain, day=day, metric=metric_name, words=words
+        figure=figure,
+        change=change,
+        size=size,
+        number=number,
+        epsilon=epsilon,
+        plain=plain,
+        day=day,
+        metric=metric_name,
+        words=words,
     )
     facts, simulated = Disclosure.of(report), report["engine"] in _SIMULATORS
     return environment.get_template("report.html.j2").render(
@@ -107,6 +116,7 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         gap_names=GAPS,
         rate_names=RATES,
         last=next((entry["fairness"] for entry in reversed(report["rounds"]) if entry["fairness"]), {}),
+        contributions=_contributions(report["contribution"]),
         measured=[(entry["round"], entry["reported"]) for entry in report["rounds"] if entry["reported"]],
         absences=[(entry["round"], out) for entry in report["rounds"] for out in entry["left_out"]],
     )
@@ -116,7 +126,7 @@ def _filled(report: Mapping[str, Any]) -> dict[str, Any]:
     """The report with every key that the page asks for; what was absent is empty or None."""
     filled: dict[str, Any] = {
         **dict.fromkeys(("outcome", "run", "created", "engine"), ""),
-        **{key: {} for key in ("versions", "final", "final_by_site", "privacy", "mitigation")},
+        **{key: {} for key in ("versions", "final", "final_by_site", "privacy", "mitigation", "contribution")},
         "insecure": [],
         **report,
     }
@@ -154,6 +164,12 @@ def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
             alt = f"Gaps by {attribute} before round {last}: {values}."
             drawn[f"gaps by {attribute}"] = plots.gaps_by_round(names, alt)
 
+    if valued := _contributions(report["contribution"]):
+        added, shown = f"{metric_name(report['contribution']['metric'])} added", valued[: plots.FEW]
+        rows = [(site, value, "ours") for site, value, _ in shown]
+        alt = f"{added}: {'; '.join(f'{site} {change(value)}' for site, value, _ in shown)}."
+        drawn["contribution"] = plots.comparison(rows, added, alt)
+
     spent: dict[str, dict[int, float]] = {}
     for entry in rounds:
         for site, value in entry["epsilon"].items():
@@ -178,6 +194,13 @@ def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
         alt = f"Bytes by site; all together sent {sent} and received {received}."
         drawn["bytes"] = plots.bytes_by_site(moved, alt)
     return drawn
+
+
+def _contributions(found: Mapping[str, Any]) -> list[tuple[str, Any, float]]:
+    """Site, Shapley value and what is lost without it, from the site that adds most."""
+    values = found.get("shapley", {})
+    ranked = sorted(values, key=lambda site: values[site]["value"], reverse=True)
+    return [(site, values[site], found["left_out"][site]) for site in ranked]
 
 
 def _compared(final: Mapping[str, Any], baselines: Mapping[str, Any], metric: str) -> list[tuple[str, Any, Any]]:

@@ -193,6 +193,14 @@ def figure(figures: Mapping[str, Any] | None) -> str:
     )
 
 
+def change(figures: Mapping[str, Any] | float) -> str:
+    """What something adds, with its sign; with its interval where it has one."""
+    if not isinstance(figures, Mapping):
+        return f"{figures:+.3f}"
+    low, value, high = (figures[key] for key in ("low", "value", "high"))
+    return f"{value:+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if low < high else "")
+
+
 def size(size_bytes: float | None) -> str:
     if size_bytes is None:
         return "–"

@@ -1,6 +1,7 @@
 """The list of evaluators. A new one is one class and one line here; the contract test runs over all."""
 
 from common.evaluators.classification import Utility
+from common.evaluators.contribution import Contribution
 from common.evaluators.explanation import Explanation
 from common.evaluators.fairness import Fairness
 from common.evaluators.inversion import Inversion
@@ -19,6 +20,7 @@ EVALUATORS: tuple[Evaluator, ...] = (
     PrivacyAudit(),
     MembershipInference(),
     Inversion(),
+    Contribution(),
 )
 
 

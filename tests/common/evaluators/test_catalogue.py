@@ -12,6 +12,7 @@ import pytest
 from common.errors import ConfigError
 from common.evaluators import (
     calibration,
+    contribution,
     explanation,
     fairness,
     inversion,
@@ -21,6 +22,7 @@ from common.evaluators import (
     utility,
 )
 from common.evaluators.catalogue import EVALUATORS, evaluate_all
+from common.evaluators.contribution import Game
 from common.evaluators.groups import GroupCells, GroupCounts
 from common.evaluators.inversion import Rebuilt
 from common.evaluators.membership import Attacked
@@ -30,7 +32,9 @@ from common.evaluators.report import Evaluator, Material
 EVERY = pytest.mark.parametrize("evaluator", EVALUATORS, ids=lambda each: each.name)
 YEAR = r"[A-Z][a-z]+(?s:.)*?\b(18|19|20)\d\d\b"
 CITATION = re.compile(YEAR + "|[Rr]eferences?: (those of|`|the functions')")
-MODULES = (calibration, explanation, fairness, inversion, membership, privacy_audit, robustness, utility)
+MODULES = (
+    *(calibration, contribution, explanation, fairness, inversion, membership, privacy_audit, robustness, utility),
+)
 GATHER = {"evaluate", "cross_site"}  # what others define, side by side
 
 
@@ -66,6 +70,7 @@ def everything(seed: int = 0, classes: int = 2) -> Material:
         canaries=Canaries(random.normal(size=200) + 0.9 * coins, coins, 4.0, 1e-5),
         attacked=Attacked(random.normal(size=200) + coins, coins),
         rebuilt=Rebuilt(random.normal(20, 10, 50)),
+        game=Game(("adler", "birke", "cedar"), lambda who: len(who) ** 0.5 / 2),
         seed=seed,
     )
 
