@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+from common.alerts import AlertRule
 from common.errors import ConfigError
 from common.soundness import refuse_unsound
 
@@ -304,6 +305,18 @@ class MetricsSettings:
 
 
 @dataclass(frozen=True)
+class MonitoringSettings:
+    """What the coordinator is to raise an alert about: figures that it sees anyway. It asks nothing of any site."""
+
+    alerts: tuple[AlertRule, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(
+            len(set(self.alerts)) == len(self.alerts) <= 50, "monitoring.alerts", len(self.alerts), "50, none twice"
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that the parties of one run agree on. Its hash is in every message."""
 
@@ -313,6 +326,7 @@ class Plan:
     privacy: PrivacySettings = field(default_factory=PrivacySettings)
     encryption: EncryptionSettings = field(default_factory=EncryptionSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    monitoring: MonitoringSettings = field(default_factory=MonitoringSettings)
 
     def __post_init__(self) -> None:
         classes, grouped = self.model.classes, bool(self.metrics.groups)

@@ -293,6 +293,11 @@ def _show_simulation(report: Mapping[str, Any]) -> str:
             else "no privacy accounted"
         )
         lines.append(f"{site['site']:<20} {spent}, sent {site['bytes_up']:,} bytes, {site['refusals']} refusals")
+    lines += [
+        f"ALERT: {rule['rule']}, in rounds {', '.join(map(str, rule['fired']))}"
+        for rule in report.get("alerts", [])
+        if rule["fired"]
+    ]
     lines += [f"INSECURE: {reason}" for reason in report["insecure"]]
     return "\n".join([*lines, f"report: {report['report']}"])
 

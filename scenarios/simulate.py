@@ -11,7 +11,8 @@ from client.runs import SiteRun
 from client.site import Site
 from common.config import to_table
 from common.evaluators.contribution import valued
-from common.evaluators.utility import evaluate
+from common.evaluators.drift import output_shift
+from common.evaluators.utility import Floats, evaluate
 from common.federation import require
 from common.model_state import ModelState
 from common.models import build, load_parameters, parameters_of, predict
@@ -25,6 +26,7 @@ from server.outcome import report_of, unprotected, wire
 from server.report import write_report
 from server.signature import sign_report
 from server.store import RunStore
+from server.watched import alerts_of
 
 Engine = Literal["local", "ray"]
 Metrics = dict[str, dict[str, float]]
@@ -68,6 +70,8 @@ class Observer:
         self.network = build(self.plan.model)
         self.held_out = {site.name: site.held_out_records for site in self.sites}
         self.pooled = baselines.pooled(list(self.held_out.values()))
+        self.watches_outputs = any(rule.figure == "output_shift" for rule in self.plan.monitoring.alerts)
+        self._said: Floats | None = None
 
     def state(self) -> ModelState:
         """The model as it stands: at a site when it travels encrypted, else at the coordinator."""
@@ -78,7 +82,13 @@ class Observer:
         return max(runs, key=lambda run: run.version().round_number).state()
 
     def metrics(self) -> Metrics:
-        return self.score(self.state(), self.pooled)
+        """Of the model as it stands; where a rule watches it, also how far its outputs moved since the last time."""
+        found = self.score(self.state(), self.pooled)
+        if found and self.watches_outputs:
+            before, self._said = self._said, predict(self.network, self.pooled.features)
+            if before is not None:
+                found["output_shift"] = asdict(output_shift(before, self._said, np.random.default_rng()))
+        return found
 
     def mended(self, fairness: Mapping[str, Any]) -> dict[str, Any]:
         """What the thresholds that were told make of the model on held-out records, by attribute."""
@@ -114,6 +124,7 @@ def _report(
         "insecure": _insecure(workplace),
         "config": to_table(simulation),
         "rounds": records,
+        "alerts": alerts_of(simulation.monitoring.alerts, records),
         "final": observer.score(state, observer.pooled),
         "final_by_site": {name: observer.score(state, part) for name, part in observer.held_out.items() if len(part)},
         "sites": [_site_row(observer, site, traffic) for site in observer.sites],

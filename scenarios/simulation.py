@@ -66,7 +66,8 @@ class Simulation(Plan):
 
     @property
     def plan(self) -> Plan:
-        return Plan(self.federation, self.model, self.training, self.privacy, self.encryption, self.metrics)
+        agreed = (self.federation, self.model, self.training, self.privacy, self.encryption)
+        return Plan(*agreed, self.metrics, self.monitoring)
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,13 @@ from server.summary import (
     primary_metric,
     promises,
     size,
+    spans,
     summary,
     words,
 )
+from server.watched import series_of
 
-_TABLES = ("federation", "model", "training", "privacy", "encryption", "metrics", "data", "simulation")
+_TABLES = ("federation", "model", "training", "privacy", "encryption", "metrics", "monitoring", "data", "simulation")
 _ROUND: dict[str, Any] = {
     "round": 0,
     **dict.fromkeys(("seconds", "sites")),
@@ -92,6 +94,7 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         number=number,
         epsilon=epsilon,
         plain=plain,
+        spans=spans,
         day=day,
         metric=metric_name,
         words=words,
@@ -116,6 +119,7 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         gap_names=GAPS,
         rate_names=RATES,
         last=next((entry["fairness"] for entry in reversed(report["rounds"]) if entry["fairness"]), {}),
+        watched=list(dict.fromkeys(rule["figure"] for rule in report["alerts"] if rule["measured"])),
         contributions=_contributions(report["contribution"]),
         measured=[(entry["round"], entry["reported"]) for entry in report["rounds"] if entry["reported"]],
         absences=[(entry["round"], out) for entry in report["rounds"] for out in entry["left_out"]],
@@ -128,6 +132,7 @@ def _filled(report: Mapping[str, Any]) -> dict[str, Any]:
         **dict.fromkeys(("outcome", "run", "created", "engine"), ""),
         **{key: {} for key in ("versions", "final", "final_by_site", "privacy", "mitigation", "contribution")},
         "insecure": [],
+        "alerts": [],
         **report,
     }
     filled["config"] = {**{table: {} for table in _TABLES}, **report.get("config", {})}
@@ -170,6 +175,8 @@ def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
         alt = f"{added}: {'; '.join(f'{site} {change(value)}' for site, value, _ in shown)}."
         drawn["contribution"] = plots.comparison(rows, added, alt)
 
+    drawn |= _watched_plots(report)
+
     spent: dict[str, dict[int, float]] = {}
     for entry in rounds:
         for site, value in entry["epsilon"].items():
@@ -193,6 +200,27 @@ def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
         sent, received = (size(sum(site[key] for site in moved)) for key in ("bytes_up", "bytes_down"))
         alt = f"Bytes by site; all together sent {sent} and received {received}."
         drawn["bytes"] = plots.bytes_by_site(moved, alt)
+    return drawn
+
+
+def _watched_plots(report: Mapping[str, Any]) -> dict[str, str]:
+    """One for each figure that a rule watches, with all rules' limits."""
+    drawn, series = {}, series_of(report["rounds"])
+    for name in dict.fromkeys(rule["figure"] for rule in report["alerts"]):
+        figures = {number: found for number, found in series.get(name, {}).items() if complete(found)}
+        if not figures:
+            continue
+        rules = [rule for rule in report["alerts"] if rule["figure"] == name]
+        first, fired = next(iter(figures.values()))["value"], {number for rule in rules for number in rule["fired"]}
+        limits = [
+            limit
+            for rule in rules
+            for limit in (
+                [first - rule["limit"], first + rule["limit"]] if rule["when"] == "moved" else [rule["limit"]]
+            )
+        ]
+        alt = f"{metric_name(name)} in {count(len(figures), 'round')}; alerts in {count(len(fired), 'round')}."
+        drawn[f"watched: {name}"] = plots.watched_by_round(figures, metric_name(name), limits, fired, alt)
     return drawn
 
 

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.alerts import AlertRule
 from server.report import write_report
+from server.watched import alerts_of
 
 SITES = ("north", "south", "east", "west")
 VOID = {"meta", "link", "br", "hr", "img", "input", "area", "base", "col", "embed", "source", "track", "wbr"}
@@ -366,6 +368,19 @@ def test_noise_in_shares_is_a_limit_under_a_condition(page_of, mode, colluding, 
     assert told in page.row("A reader")
     assert f"The limit holds up to {colluding} such." in page.text
     assert "pool their noise" not in page_of(configured()).text
+
+
+def test_figures_that_rules_watch_are_drawn_with_their_alerts_and_silence_is_no_all_clear(page_of):
+    rules = [AlertRule("auc", "below", 0.9, 2), AlertRule("auc", "moved", 0.1), AlertRule("sex: gap", "above", 0.2)]
+    page = page_of(a_report(alerts=alerts_of(rules, a_report()["rounds"])))
+    assert "auc below 0.9, 2 times in a row (round 2 to 3)" in page.text
+    assert "1 rule had nothing to watch" in page.text
+    assert page.row("auc below 0.9").endswith("32 to 3")
+    assert page.row("auc moved").endswith("3never")
+    assert page.row("sex: gap above").endswith("nothing to watch: no round has this figure")
+    drawn = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    assert "AUC in 3 rounds; alerts in 2 rounds." in drawn
+    assert "What was watched" not in page_of(a_report()).text
 
 
 def test_what_each_site_adds_is_told_from_the_most_with_its_interval(page_of):
