@@ -56,7 +56,8 @@ class TrainingSettings:
 
     sampling: `poisson` draws each record with chance `sample_rate` at each of `local_steps` steps and divides
     the sum of gradients by the public `lot_size`; `shuffle` runs `local_epochs` over batches of `batch_size`
-    (only without DP). optimizer: within a round, see `client/descent.py`; `adam` takes `momentum` and
+    (only without DP). oversampling: `smote` makes records up for rarer classes, see `client/oversampling.py` (not where
+    records are what is protected). optimizer: within a round, see `client/descent.py`; `adam` takes `momentum` and
     `second_momentum` as its decays and keeps the second moment above `adam_floor`. schedule: of the learning rate
     over all steps of the run, after `warmup_steps`. proximal_mu: FedProx's pull to the round's first weights.
     q: how much more a site weighs the worse the model serves it (0: all alike), see `common/fair_update.py`; only in
@@ -69,6 +70,7 @@ class TrainingSettings:
     """
 
     sampling: Literal["poisson", "shuffle"] = "poisson"
+    oversampling: Literal["none", "smote"] = "none"
     local_steps: int = 5
     sample_rate: float = 0.2
     lot_size: float = 32.0
