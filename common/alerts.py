@@ -26,7 +26,7 @@ class AlertRule:
 
     def __post_init__(self) -> None:
         for holds, name, allowed in (
-            (0 < len(self.figure) <= 200, "figure", "1 to 200 letters"),
+            (0 < len(self.figure) <= 100 and self.figure.isprintable(), "figure", "1 to 100 printable letters"),
             (math.isfinite(self.limit), "limit", "finite"),
             (self.when != "moved" or self.limit >= 0, "limit", "0 or more, for what has moved"),
             (1 <= self.rounds <= 1000, "rounds", "1 to 1000"),

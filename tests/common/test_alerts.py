@@ -10,6 +10,7 @@ from common.alerts import AlertRule
 from common.config import fill
 from common.errors import ConfigError
 from common.federation import MonitoringSettings
+from common.telemetry import Number
 
 VALUES = {2: 0.5, 4: 0.9, 6: 0.95, 8: 0.4, 10: 0.99}
 
@@ -64,6 +65,8 @@ def test_a_rule_in_words() -> None:
         ({"when": "moved", "limit": -0.1}, "limit"),
         ({"rounds": 0}, "rounds"),
         ({"figure": ""}, "figure"),
+        ({"figure": "a" * 101}, "figure"),
+        ({"figure": "auc\n"}, "figure"),
         ({"when": "near"}, "when"),
         ({"rounds": 1.5}, "rounds"),
         ({"until": 3}, "until"),
@@ -73,6 +76,11 @@ def test_a_rule_that_cannot_be_is_refused_by_name(wrong: dict, named: str) -> No
     rule = {"figure": "auc", "when": "above", "limit": 0.5, "rounds": 1} | wrong
     with pytest.raises(ConfigError, match=named):
         fill(MonitoringSettings, {"alerts": [rule]})
+
+
+def test_the_longest_rule_fits_where_its_name_is_a_label() -> None:
+    longest = AlertRule("a" * 100, "moved", 1.234567e-300, 1000)
+    assert Number("veilfed_coordinator_alerts_total", 1, (str(longest),)).counts
 
 
 def test_the_same_rule_twice_is_refused() -> None:
