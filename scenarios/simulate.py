@@ -10,7 +10,7 @@ from client.datasets import Records
 from client.runs import SiteRun
 from client.site import Site
 from common.config import to_table
-from common.evaluators.contribution import valued
+from common.evaluators.contribution import Game, valued
 from common.evaluators.drift import output_shift
 from common.evaluators.utility import Floats, evaluate
 from common.federation import require
@@ -100,6 +100,12 @@ class Observer:
             if set(thresholds) <= set(self.pooled.groups[name].tolist())
         }
 
+    def game(self) -> tuple[str, Game]:
+        """What coalitions of sites are worth by that metric, on all held-out records."""
+        training = {site.name: site.training_records for site in self.sites}
+        metric = "auc" if "auc" in self.score(self.state(), self.pooled) else "accuracy"
+        return metric, game_of(self.plan, training, lambda state: self.score(state, self.pooled)[metric]["value"])
+
     def score(self, state: ModelState, records: Records) -> Metrics:
         """Metrics with 95 % intervals; none at all where nothing is held out."""
         if not len(records):
@@ -158,14 +164,8 @@ def _baselines(observer: Observer) -> dict[str, Any]:
 
 def _contribution(observer: Observer) -> dict[str, Any]:
     """What each site adds to the score on all held-out records."""
-    training = {site.name: site.training_records for site in observer.sites}
-    metric = "auc" if "auc" in observer.metrics() else "accuracy"
-
-    def score(state: ModelState) -> float:
-        return observer.score(state, observer.pooled)[metric]["value"]
-
-    found = valued(game_of(observer.plan, training, score), np.random.default_rng(observer.plan.model.seed))
-    return {"metric": metric, **asdict(found)}
+    metric, game = observer.game()
+    return {"metric": metric, **asdict(valued(game, np.random.default_rng(observer.plan.model.seed)))}
 
 
 def _site_row(observer: Observer, site: Site, traffic: list[dict[str, Any]]) -> dict[str, Any]:
