@@ -22,6 +22,7 @@ from common.federation import require
 
 MOST_EXACT = 10  # sites of whom all 2^n coalitions are tried
 _PERMUTATIONS = 200
+_NEGLIGIBLE = 0.01
 _MISSED = 0.05
 
 Coalition = frozenset[str]
@@ -65,13 +66,16 @@ class Valuation:
 
 
 def valued(game: Game, rng: np.random.Generator) -> Valuation:
-    """Exact for up to MOST_EXACT sites, else sampled; `shapley`, `sampled_shapley` and `leave_one_out` say how."""
+    """Exact for up to MOST_EXACT sites, else sampled, orders ending when a hundredth of all that is gained is left.
+
+    `shapley`, `sampled_shapley` and `leave_one_out` say how.
+    """
     exact = len(game.sites) <= MOST_EXACT
+    whole, nothing = game.utility(game.everybody), game.utility(frozenset())
     if exact:
         values = {site: Estimate(value, value, value) for site, value in shapley(game).items()}
     else:
-        values = sampled_shapley(game, rng)
-    whole, nothing = game.utility(game.everybody), game.utility(frozenset())
+        values = sampled_shapley(game, rng, tolerance=_NEGLIGIBLE * abs(whole - nothing))
     return Valuation(values, leave_one_out(game), nothing, whole, exact)
 
 

@@ -137,6 +137,14 @@ def test_few_sites_are_valued_exactly_and_many_by_a_sample_and_no_coalition_is_a
         assert found.left_out == pytest.approx(dict.fromkeys(game.sites, 0.05))
 
 
+def test_of_many_sites_orders_end_when_next_to_nothing_is_left() -> None:
+    """20 sites, each of which takes half of what is left: seven leave less than a hundredth."""
+    game, asked = counted(lambda who: 1 - 0.5 ** len(who), 20)
+    found = valued(game, np.random.default_rng(0))
+    assert {len(coalition) for coalition in asked} == {*range(8), 19, 20}
+    assert sum(value.value for value in found.shapley.values()) == pytest.approx(found.whole, abs=0.01)
+
+
 def test_what_is_no_game_is_refused() -> None:
     for sites in (("a",), ("a", "a")):
         with pytest.raises(ConfigError, match="sites of a game"):
