@@ -18,7 +18,7 @@ def game_of(plan: Plan, training: Mapping[str, Records], score: Callable[[ModelS
 
     It is the initial model's score for nobody and the final model's for everybody. Nobody trains again: each of the
     2^n coalitions costs an evaluation a round. score: of a model, 0 to 1. Noise is drawn afresh.
-    Reference: Song, Tong, Wei 2019, doi 10.1109/BigData47090.2019.9006327, algorithm 2 (MR), without its decay.
+    Reference: Song, Tong, Wei 2019, doi 10.1109/BigData47090.2019.9006327 (multi-round reconstruction, without decay).
     """
     names = tuple(training)
     rounds = list(played(plan, list(training.values())))

@@ -16,7 +16,7 @@ from common.errors import ConfigError
 from common.evaluators.report import Findings, Material, needed
 from common.evaluators.utility import Estimate, Floats, bootstrap
 
-LARGE = 0.2  # of a stability index: by custom, a shift that has to be looked into
+LARGE = 0.25  # of a stability index: by custom, a shift that has to be looked into
 CHANCE = 0.01  # that any column of all is said to have moved where none has
 _BINS = 10
 _LEVELS = 20  # a column with more values than so many is taken for continuous
@@ -69,8 +69,8 @@ class Shift:
 def stability_index(expected: ArrayLike, observed: ArrayLike) -> float:
     """PSI, the sum over bins of (q - p) log(q / p) for shares p, q of counts (bins,): 0 where all is as it was.
 
-    Below 0.1 nothing has happened, by custom, and above 0.2 something has; chance alone adds about (bins - 1)
-    (1 / n + 1 / m). Reference: Yurdakul and Naranjo 2020, doi 10.21314/JRMV.2020.227, eq. 1.
+    Below 0.1 little has happened, by custom, and above 0.25 enough to act on; chance alone adds about (bins - 1)
+    (1 / n + 1 / m). Reference: Yurdakul and Naranjo 2020, Journal of Risk Model Validation.
     """
     before, now = (np.asarray(counts, np.float64) + _HALF for counts in (expected, observed))
     p, q = before / before.sum(), now / now.sum()

@@ -37,7 +37,7 @@ def exposures(secrets: Secrets) -> list[Estimate]:
 
     0: the last that an attacker would try. space_bits: the first. A secret that was not learnt has x bits or more with
     a chance of 2^-x. Ranks among a sample of others are scaled up; interval: by Clopper and Pearson for the share that
-    is ahead, up to the space. Reference: Carlini et al. 2019, arXiv:1802.08232, definition 5 and section 4.3.
+    is ahead, up to the space. Reference: Carlini et al. 2019, arXiv:1802.08232, section 4.
     """
     drawn, found = len(secrets.others), []
     exact = math.log2(drawn + len(secrets.planted)) >= secrets.space_bits - 1e-9

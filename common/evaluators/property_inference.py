@@ -20,8 +20,8 @@ def property_scores(shadows: Floats, holds: NDArray[np.bool_], targets: Floats) 
 
     shadows: (k, d) updates, or sums of them, of sites that the attacker made up, with the property or without: holds
     (k,). targets: (t, d). A logistic regression tells them apart, on coordinates of unit variance.
-    References: Ateniese et al. 2015, arXiv:1306.4447; on federated updates, Melis et al. 2019, arXiv:1805.04049,
-    section 4.5. For deep networks Ganju et al. 2018, doi 10.1145/3243734.3243834, sort neurons first, which would find
+    References: Ateniese et al. 2015, arXiv:1306.4447; on federated updates, Melis et al. 2019, arXiv:1805.04049.
+    For deep networks Ganju et al. 2018, doi 10.1145/3243734.3243834, sort neurons first, which would find
     more.
     """
     fits = (

@@ -14,6 +14,7 @@ from common.evaluators.contribution import (
     MOST_EXACT,
     Coalition,
     Game,
+    error_bound,
     leave_one_out,
     sampled_shapley,
     shapley,
@@ -87,23 +88,31 @@ def test_the_axioms_hold(seed: int, sites: int) -> None:
 
 
 def test_the_interval_of_a_sample_holds_for_all_sites_at_once() -> None:
-    """Each of 60 samples misses with chance 5 % at most, so that 16 do has one below 1e-7."""
+    """Each of 60 samples misses with a chance of 5 %, 7 % with a spread that is not normal: 17 do once in a million."""
     missed = 0
     for seed in range(60):
         game = random_game(seed, 6)
-        truth, found = shapley(game), sampled_shapley(game, np.random.default_rng(), 50)
+        truth, found = shapley(game), sampled_shapley(game, np.random.default_rng(), 100)
         missed += not all(found[site].low <= truth[site] <= found[site].high for site in game.sites)
-    assert missed < 16
+    assert missed < 17
 
 
-def test_a_sample_comes_as_near_as_its_bound_says() -> None:
-    """The bound falls as 1 / orders where a site always adds the same: here 0.02 after 2,000."""
-    worth = dict(zip(NAMES, np.linspace(0, 0.09, 12), strict=False))
-    game = Game(NAMES[:12], lambda who: sum(worth[site] for site in who))
-    found = sampled_shapley(game, np.random.default_rng(0), 2000)
-    for site in game.sites:
-        assert found[site].value == pytest.approx(worth[site])
-        assert found[site].high - found[site].low < 2 * 0.02
+def test_the_bound_holds_for_the_game_that_spreads_most() -> None:
+    """Whoever comes last in the order takes all: each of 200 samples is beyond the bound with a chance of 5 % at most,
+    so that 30 are has one below 1e-6. It is no idle bound either: a fifth of it is passed now and then."""
+    game = Game(NAMES[:4], lambda who: float(len(who) == 4))
+    errors = [
+        max(abs(found.value - 0.25) for found in sampled_shapley(game, np.random.default_rng(), 50).values())
+        for _ in range(200)
+    ]
+    bound = error_bound(1.0, 4, 50)
+    assert sum(error > bound for error in errors) < 30
+    assert max(errors) > bound / 5
+
+
+def test_a_bound_by_hand_that_falls_with_the_root_of_the_orders() -> None:
+    assert error_bound(1.0, 20, 1000) == pytest.approx((2 * math.log(800) / 1000) ** 0.5)
+    assert error_bound(3.0, 20, 4000) == pytest.approx(1.5 * error_bound(1.0, 20, 1000))
 
 
 @settings(deadline=None, max_examples=20)
