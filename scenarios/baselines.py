@@ -80,7 +80,7 @@ def pooled(parts: Sequence[Records]) -> Records:
 
 @dataclass(frozen=True, eq=False)
 class Played:
-    """One round: the state before it, and what each site would send, (num_parameters,) each, without rounding."""
+    """One round: the state before it, and what each site would send, before it is made integers."""
 
     before: ModelState
     updates: tuple[Vector, ...]
