@@ -523,4 +523,4 @@ def test_a_hostile_group_is_only_a_name(page_of, name):
     page = page_of(report)
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
-    assert sum(tag == "svg" for tag, _ in page.tags) == 6
+    assert sum(tag == "svg" for tag, _ in page.tags) == 7
