@@ -53,6 +53,11 @@ _CHECK_EXAMPLES = """examples:
   veilfed site check /srv/veilfed/cleveland --order study.toml --sites 12     what that plan would cost; writes nothing
 exit code 2 with every problem when the site is not ready, 3 with every reason when it would refuse the plan
 """
+_DRIFT_EXAMPLES = """examples:
+  veilfed site drift /srv/veilfed/cleveland --keep     after a release: from now on compare with the records as they are
+  veilfed site drift /srv/veilfed/cleveland            each night: what moved since; also among the site's own numbers
+Nothing of it leaves the site.
+"""
 _APPROVE_EXAMPLES = """examples:
   veilfed site approve /srv/veilfed/cleveland --list
   veilfed site approve /srv/veilfed/cleveland 3f0a
@@ -111,6 +116,11 @@ def add_commands(commands: Any) -> None:
     _on_directory(check)
     check.add_argument("--order", type=Path, metavar="FEDERATION.toml", help="a plan: its price, and what policy says")
     check.add_argument("--sites", type=positive, help="with --order: how many take part (default: all on the roster)")
+
+    about = "whether the records, and what the newest model says of them, are still as they were"
+    drift = command(site, "drift", _drift, _show_drift, about, _DRIFT_EXAMPLES)
+    _on_directory(drift)
+    drift.add_argument("--keep", action="store_true", help="compare with the records as they are now, from now on")
 
     approve = command(
         site, "approve", _approve, _show_approvals, "say yes to a run that waits; or list them", _APPROVE_EXAMPLES
@@ -302,6 +312,22 @@ def _check(chosen: argparse.Namespace) -> Mapping[str, Any]:
             f"{len(answer['problems'])} problems keep this site from taking part", answer, _show_check(answer)
         )
     return answer
+
+
+def _drift(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.drift import compare, keep
+
+    site = _site(chosen.directory)
+    return keep(site, datetime.now(UTC).isoformat(timespec="seconds")) if chosen.keep else compare(site)
+
+
+def _show_drift(answer: Mapping[str, Any]) -> str:
+    rows = [
+        f"{kind} {row[kind]}: shift {row['shift']:.3f}, p {row['p']:.2g}"
+        for key, kind in (("moved", "column"), ("outputs", "class"))
+        for row in answer.get(key, ())
+    ]
+    return "\n".join([show_fields({k: v for k, v in answer.items() if k not in ("moved", "outputs")}), *rows])
 
 
 _LISTS = {

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from client.clipped_sum import ClippedSum
 from client.clipping import PROBES, clipped_sum_for, shares_of
 from client.descent import Descent
+from client.oversampling import smote
 from client.releases import AdaptiveClipping, Released, bounds_of, noised_sum
 from client.sampling import poisson_batch
 from common.errors import ConfigError
@@ -58,6 +59,8 @@ def train(
     Reference: Abadi et al. 2016, arXiv:1607.00133.
     """
     started = time.perf_counter()
+    if training.oversampling == "smote":
+        features, labels = smote(features, labels, randomness)
     parameters = trainable(model)
     before = flat(parameters)
     if not model.training:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
+from common.alerts import AlertRule
 from common.breakdown import RuleName, fewest_vectors
 from common.errors import ConfigError
 from common.soundness import refuse_unsound
@@ -56,7 +57,8 @@ class TrainingSettings:
 
     sampling: `poisson` draws each record with chance `sample_rate` at each of `local_steps` steps and divides
     the sum of gradients by the public `lot_size`; `shuffle` runs `local_epochs` over batches of `batch_size`
-    (only without DP). optimizer: within a round, see `client/descent.py`; `adam` takes `momentum` and
+    (only without DP). oversampling: `smote` makes records up for rarer classes, see `client/oversampling.py` (not where
+    records are what is protected). optimizer: within a round, see `client/descent.py`; `adam` takes `momentum` and
     `second_momentum` as its decays and keeps the second moment above `adam_floor`. schedule: of the learning rate
     over all steps of the run, after `warmup_steps`. proximal_mu: FedProx's pull to the round's first weights.
     q: how much more a site weighs the worse the model serves it (0: all alike), see `common/fair_update.py`; only in
@@ -69,6 +71,7 @@ class TrainingSettings:
     """
 
     sampling: Literal["poisson", "shuffle"] = "poisson"
+    oversampling: Literal["none", "smote"] = "none"
     local_steps: int = 5
     sample_rate: float = 0.2
     lot_size: float = 32.0
@@ -324,6 +327,18 @@ class RobustnessSettings:
 
 
 @dataclass(frozen=True)
+class MonitoringSettings:
+    """What the coordinator is to raise an alert about: figures that it sees anyway. It asks nothing of any site."""
+
+    alerts: tuple[AlertRule, ...] = ()
+
+    def __post_init__(self) -> None:
+        require(
+            len(set(self.alerts)) == len(self.alerts) <= 50, "monitoring.alerts", len(self.alerts), "50, none twice"
+        )
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that the parties of one run agree on. Its hash is in every message."""
 
@@ -334,6 +349,7 @@ class Plan:
     encryption: EncryptionSettings = field(default_factory=EncryptionSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     robustness: RobustnessSettings = field(default_factory=RobustnessSettings)
+    monitoring: MonitoringSettings = field(default_factory=MonitoringSettings)
 
     def __post_init__(self) -> None:
         classes, grouped = self.model.classes, bool(self.metrics.groups)

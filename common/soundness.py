@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from common.federation import Plan
 
 _SHARES = "Kairouz, Liu and Steinke 2021, arXiv:2102.06387"
+_OVERSAMPLING = "Rosenblatt et al. 2025, arXiv:2411.05733"
 _SAMPLING = "Zhu and Wang 2019, arXiv:1812.00984"
 _BUCKETS = "Karimireddy, He and Jaggi 2022, arXiv:2006.09365"
 _KRUM = "Blanchard et al. 2017, arXiv:1703.02757"
@@ -76,6 +77,13 @@ def _unsound(plan: "Plan") -> Iterator[tuple[str, str, str]]:
             f"training.sampling = {training.sampling!r}",
             "allowed: 'poisson', the sampling that the accountant's amplification theorem is about",
             _SAMPLING,
+        )
+    if privacy.mode in ("local", "distributed") and training.oversampling != "none":
+        yield (
+            f"training.oversampling = {training.oversampling!r}",
+            "allowed: 'none'; how many records are made up, and of which, follows from all records, so one moves any "
+            "number of those, and noise for one hides none",
+            _OVERSAMPLING,
         )
     if privacy.in_shares and encryption.preset == "none":
         yield (

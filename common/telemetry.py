@@ -52,6 +52,13 @@ METRICS: Mapping[str, Metric] = {
     "veilfed_coordinator_round": Metric("gauge", "The last closed round"),
     "veilfed_coordinator_last_round_timestamp_seconds": Metric("gauge", "When the last round was closed"),
     "veilfed_coordinator_site_epsilon": Metric("gauge", "What a site says its records have lost", ("site",)),
+    "veilfed_coordinator_figure": Metric("gauge", "A figure that rules watch, as last measured", ("figure",)),
+    "veilfed_coordinator_alerts_total": Metric("counter", "Rounds in which a rule of the plan fired", ("rule",)),
+    "veilfed_site_input_shift": Metric(
+        "gauge", "Largest stability index of any column, when last compared", ("data_set",)
+    ),
+    "veilfed_site_inputs_moved": Metric("gauge", "Columns that moved beyond chance", ("data_set",)),
+    "veilfed_site_output_shift": Metric("gauge", "Stability index of the model's outputs", ("data_set",)),
     "veilfed_certificate_expiry_timestamp_seconds": Metric("gauge", "When a certificate ends", ("certificate",)),
 }
 

@@ -6,22 +6,22 @@ what a simulation may know and a real consortium would not.
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from client.datasets import Records
 from client.train import train
-from common.dp.cost import noise_shares
+from common.dp.cost import noise_share, noise_shares
 from common.evaluators.utility import log_loss
 from common.fair_update import step, weighted
 from common.federation import Plan, require
 from common.model_state import ModelState, advance
 from common.models import build, load_parameters, parameters_of, predict
 from common.randomness import Randomness
-from common.updates import clip
+from common.updates import Vector, clip
 from server.aggregate_clear import mean
 
 
@@ -78,8 +78,23 @@ def pooled(parts: Sequence[Records]) -> Records:
     )
 
 
-def _rounds(plan: Plan, sites: list[Records]) -> ModelState:
-    network = build(plan.model)
+@dataclass(frozen=True, eq=False)
+class Played:
+    """One round: the state before it, and what each site would send, before it is made integers."""
+
+    before: ModelState
+    updates: tuple[Vector, ...]
+
+    def after(self, plan: Plan, sites: Sequence[int]) -> ModelState:
+        """The state when these sites, by their places, are summed."""
+        average = mean([self.updates[place] for place in sites])
+        average = step(average) if plan.training.q else average
+        return advance(self.before, average, plan.training, plan.federation.rounds)
+
+
+def played(plan: Plan, sites: Sequence[Records]) -> Iterator[Played]:
+    """Round after round of the plan with every site summed, in a straight loop; noise that comes in shares as well."""
+    network, randomness, share = build(plan.model), Randomness.from_os(), noise_share(plan, len(sites))
     state = ModelState.initial(parameters_of(network))
     private, q = plan.privacy.mode != "none", plan.training.q
     for number in range(1, plan.federation.rounds + 1):
@@ -94,12 +109,20 @@ def _rounds(plan: Plan, sites: list[Records]) -> ModelState:
                 plan.training,
                 plan.privacy,
                 plan.privacy.noise_multiplier,
-                Randomness.from_os(),
+                randomness,
                 number,
                 plan.federation.rounds,
             )
             update = clip(trained.update, plan.privacy.max_update_norm).values if private else trained.update
-            updates.append((weighted(update, loss, q, plan.training.learning_rate) if q else update).astype("float32"))
-        average = step(mean(updates)) if q else mean(updates)
-        state = advance(state, average, plan.training, plan.federation.rounds)
-    return state
+            if q:
+                update = weighted(update, loss, q, plan.training.learning_rate)
+            noise = randomness.gaussian(update.size, share, np.float64) if share else 0.0
+            updates.append((update + noise).astype("float32"))
+        this = Played(state, tuple(updates))
+        yield this
+        state = this.after(plan, range(len(updates)))
+
+
+def _rounds(plan: Plan, sites: Sequence[Records]) -> ModelState:
+    *_, last = played(plan, sites)
+    return last.after(plan, range(len(sites)))

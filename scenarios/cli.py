@@ -283,6 +283,9 @@ def _show_simulation(report: Mapping[str, Any]) -> str:
     for name, told in (("central", "one trusted centre, same budget"), ("non_private", "all sites, no privacy")):
         if score in (found := report.get("baselines", {}).get(name, {})):
             lines.append(f"{score:<10} {found[score]['value']:.4f}  {told}")
+    valued = report.get("contribution", {})
+    for name, value in valued.get("shapley", {}).items():
+        lines.append(f"{valued['metric']:<10} {value['value']:+.4f} added by {name}")
     for site in report["sites"]:
         spent = (
             f"epsilon {site['epsilon']:.3f} at delta {site['delta']:g}"
@@ -290,6 +293,11 @@ def _show_simulation(report: Mapping[str, Any]) -> str:
             else "no privacy accounted"
         )
         lines.append(f"{site['site']:<20} {spent}, sent {site['bytes_up']:,} bytes, {site['refusals']} refusals")
+    lines += [
+        f"ALERT: {rule['rule']}, in rounds {', '.join(map(str, rule['fired']))}"
+        for rule in report.get("alerts", [])
+        if rule["fired"]
+    ]
     lines += [f"INSECURE: {reason}" for reason in report["insecure"]]
     return "\n".join([*lines, f"report: {report['report']}"])
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def evaluate(workplace: Workplace) -> dict[str, Any]:
     load_parameters(observer.network, state.released)
     training = baselines.pooled([site.training_records for site in observer.sites])
     asked = material(observer.network, observer.pooled, training)
+    if workplace.simulation.simulation.contribution:
+        asked = replace(asked, game=Observer(workplace).game()[1])  # with a network of its own
     findings = evaluate_all(asked)
     found = {each.evaluator for each in findings}
     result: dict[str, Any] = {
@@ -53,7 +56,8 @@ def evaluate(workplace: Workplace) -> dict[str, Any]:
 
 
 def _why(name: str, missing: frozenset[str]) -> str:
-    return f"{name}: needs {', '.join(sorted(missing))}; see veilfed scenario list"
+    where = "set simulation.contribution" if "game" in missing else "see scenarios/README.md"
+    return f"{name}: needs {', '.join(sorted(missing))}; {where}"
 
 
 def _page(out: Path, result: Mapping[str, Any], findings: list[Findings]) -> str:

@@ -4,14 +4,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
+import numpy as np
+
 from client.datasets import Records
 from client.runs import SiteRun
 from client.site import Site
 from common.config import to_table
-from common.evaluators.utility import evaluate
+from common.evaluators.contribution import Game, valued
+from common.evaluators.drift import output_shift
+from common.evaluators.utility import Floats, evaluate
+from common.federation import require
 from common.model_state import ModelState
 from common.models import build, load_parameters, parameters_of, predict
 from scenarios import baselines
+from scenarios.contribution import game_of
 from scenarios.engines import run_local, run_ray
 from scenarios.grid import Delivery, as_it_is
 from scenarios.mitigation import before_and_after
@@ -20,6 +26,7 @@ from server.outcome import report_of, unprotected, wire
 from server.report import write_report
 from server.signature import sign_report
 from server.store import RunStore
+from server.watched import alerts_of
 
 Engine = Literal["local", "ray"]
 Metrics = dict[str, dict[str, float]]
@@ -36,6 +43,8 @@ def simulate(
     on_round: called after each round with its record and the metrics of the model so far.
     """
     observer = Observer(workplace)
+    asked = workplace.simulation.simulation.contribution
+    require(not asked or len(observer.pooled) > 0, "simulation.contribution", asked, "false with no records held out")
 
     def closed(record: Mapping[str, Any]) -> None:
         observed = {**record, "metrics": observer.metrics()}
@@ -61,6 +70,8 @@ class Observer:
         self.network = build(self.plan.model)
         self.held_out = {site.name: site.held_out_records for site in self.sites}
         self.pooled = baselines.pooled(list(self.held_out.values()))
+        self.watches_outputs = any(rule.figure == "output_shift" for rule in self.plan.monitoring.alerts)
+        self._said: Floats | None = None
 
     def state(self) -> ModelState:
         """The model as it stands: at a site when it travels encrypted, else at the coordinator."""
@@ -71,7 +82,13 @@ class Observer:
         return max(runs, key=lambda run: run.version().round_number).state()
 
     def metrics(self) -> Metrics:
-        return self.score(self.state(), self.pooled)
+        """Of the model as it stands; where a rule watches it, also how far its outputs moved since the last time."""
+        found = self.score(self.state(), self.pooled)
+        if found and self.watches_outputs:
+            before, self._said = self._said, predict(self.network, self.pooled.features)
+            if before is not None:
+                found["output_shift"] = asdict(output_shift(before, self._said, np.random.default_rng()))
+        return found
 
     def mended(self, fairness: Mapping[str, Any]) -> dict[str, Any]:
         """What the thresholds that were told make of the model on held-out records, by attribute."""
@@ -82,6 +99,12 @@ class Observer:
             for name, thresholds in fairness.get("thresholds", {}).items()
             if set(thresholds) <= set(self.pooled.groups[name].tolist())
         }
+
+    def game(self) -> tuple[str, Game]:
+        """What coalitions of sites are worth by that metric, on all held-out records."""
+        training = {site.name: site.training_records for site in self.sites}
+        metric = "auc" if "auc" in self.score(self.state(), self.pooled) else "accuracy"
+        return metric, game_of(self.plan, training, lambda state: self.score(state, self.pooled)[metric]["value"])
 
     def score(self, state: ModelState, records: Records) -> Metrics:
         """Metrics with 95 % intervals; none at all where nothing is held out."""
@@ -107,6 +130,7 @@ def _report(
         "insecure": _insecure(workplace),
         "config": to_table(simulation),
         "rounds": records,
+        "alerts": alerts_of(simulation.monitoring.alerts, records),
         "final": observer.score(state, observer.pooled),
         "final_by_site": {name: observer.score(state, part) for name, part in observer.held_out.items() if len(part)},
         "sites": [_site_row(observer, site, traffic) for site in observer.sites],
@@ -116,6 +140,8 @@ def _report(
         report["mitigation"] = mended
     if simulation.simulation.baselines:
         report["baselines"] = _baselines(observer)
+    if simulation.simulation.contribution:
+        report["contribution"] = _contribution(observer)
     write_report(workplace.out, report)
     sign_report(workplace.out, store.identity)
     return report
@@ -134,6 +160,12 @@ def _baselines(observer: Observer) -> dict[str, Any]:
             if plan.privacy.mode != "site"
         },
     }
+
+
+def _contribution(observer: Observer) -> dict[str, Any]:
+    """What each site adds to the score on all held-out records."""
+    metric, game = observer.game()
+    return {"metric": metric, **asdict(valued(game, np.random.default_rng(observer.plan.model.seed)))}
 
 
 def _site_row(observer: Observer, site: Site, traffic: list[dict[str, Any]]) -> dict[str, Any]:

@@ -34,11 +34,14 @@ from server.submit import complete
 class SimulationSettings:
     """baselines: also train each site alone and a trusted centre under the same budget, and all without privacy.
 
+    contribution: also play the run once more in the open, to tell what each site adds to the model (Shapley values);
+    it takes an evaluation a round for each of the 2^sites coalitions, or of a sample of them for more than ten sites.
     site_epsilon: cap of every simulated site's ledger, over all runs in the same directory (0: the epsilon of
     this run). insecure_randomness above 0 fixes sampling and noise; tests only, the report says so.
     """
 
     baselines: bool = True
+    contribution: bool = False
     site_epsilon: float = 0.0
     insecure_randomness: int = 0
 

@@ -95,7 +95,7 @@ def conduct(home: Path, task: Task) -> None:
     task.grid.patience, task.grid.ring = Patience(required), Loopback(home).ring
     task.grid.most_parts = _BESIDE_PARTS + -(-longest_reply(plan, len(roster.sites)) // _PART_BYTES)
     task.say("begun", {"run": store.run.hex(), "rounds": plan.last_round, "closed": len(store.rounds())})
-    watch = Watch(home, store.run.hex())
+    watch = Watch(home, store.run.hex(), plan.monitoring.alerts, store.rounds())
 
     def closed(record: Mapping[str, Any]) -> None:
         watch.round_closed(record)

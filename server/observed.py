@@ -6,15 +6,17 @@ bytes) and what the plan declares public, no more.
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from common.alerts import AlertRule
 from common.errors import FederationError
 from common.log import say, say_error
 from common.monitoring import expiry_of, expose
 from common.telemetry import Meter, Number, reason
+from server.watched import watched
 
 log = logging.getLogger("veilfed.executor")
 NUMBERS = "run/executor.numbers"  # below the coordinator's directory
@@ -24,15 +26,22 @@ _CERTIFICATES = {"gateway": "tls/gateway.crt", "superlink": "tls/superlink.crt",
 class Watch:
     """One run, watched: `round_closed` is called with each record, `ended` once, with the error if there was one."""
 
-    def __init__(self, directory: Path, run: str) -> None:
-        """directory: the coordinator's. run: as in the names of directories, hexadecimal."""
+    def __init__(
+        self, directory: Path, run: str, rules: Sequence[AlertRule] = (), before: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """directory: the coordinator's. run: as in the names of directories, hexadecimal.
+
+        rules: the plan's, for alerts. before: the records of rounds that were closed already.
+        """
         self._meter, self._run = Meter(directory / NUMBERS), run
+        self._rules, self._rounds = rules, list(before)
         self._bytes: Mapping[str, int] = {}  # as of the last round: a record has what came since the run was resumed
 
     def round_closed(self, record: Mapping[str, Any]) -> None:
         """record: of one closed round, as `server/strategy.py` makes it."""
         self._meter.add(numbers_of(record, self._bytes))
         self._bytes = record["bytes_up"]
+        self._look_for_alerts(record)
         say(
             log,
             "round closed",
@@ -44,6 +53,19 @@ class Watch:
         for left in record["left_out"]:
             fields = {"run": self._run, "round": record["round"], "site": left["site"], "message": left["message"]}
             say(log, "answer left out", logging.WARNING, code=reason(left["reason"]), **fields)
+
+    def _look_for_alerts(self, record: Mapping[str, Any]) -> None:
+        self._rounds.append(record)
+        for each in watched(self._rules, self._rounds):
+            if record["round"] not in each.series:
+                continue
+            figure, rule = each.series[record["round"]]["value"], str(each.rule)
+            numbers = [Number("veilfed_coordinator_figure", figure, (each.rule.figure,))]
+            if record["round"] in each.fired:
+                numbers.append(Number("veilfed_coordinator_alerts_total", 1, (rule,)))
+                fields = {"run": self._run, "round": record["round"], "message": f"{rule}: {figure:.4g}"}
+                say(log, "alert", logging.WARNING, **fields)
+            self._meter.add(numbers)
 
     def ended(self, error: FederationError | None = None) -> None:
         self._meter.add([Number("veilfed_coordinator_runs_total", 1, (reason(error.code) if error else "done",))])

@@ -16,6 +16,7 @@ from common.models import planned_sizes
 from common.wire import header_bytes
 from server.links import Link
 from server.store import RunStore
+from server.watched import alerts_of
 
 _PACKAGES = ("veilfed", "flwr", "torch", "tenseal", "dp-accounting", "opacus", "cryptography", "numpy")
 _MODEL_HASH_BYTES = 32
@@ -34,6 +35,7 @@ def report_of(store: RunStore, links: Iterable[Link], engine: str) -> dict[str, 
         "config": to_table(plan),
         "versions": package_versions(),
         "rounds": rounds,
+        "alerts": alerts_of(plan.monitoring.alerts, rounds),
         "final": reported[-1] if reported else {},
         "sites": [_site_row(plan, rounds, link) for link in links],
         "wire": wire(store),

@@ -7,7 +7,7 @@ cannot see it. Colours are told apart by colour-blind readers (Okabe and Ito 200
 import io
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -92,6 +92,28 @@ def gaps_by_round(gaps: Mapping[str, Mapping[int, Figures]], alt: str) -> str:
         ax.grid(axis="y")
         ax.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=3)
         ax.set_xticks(rounds)
+
+    return draw(_HEIGHT, alt, paint)
+
+
+def watched_by_round(
+    figures: Mapping[int, Figures], name: str, limits: Sequence[float], fired: Collection[int], alt: str
+) -> str:
+    """figures: by round, with their intervals.   limits: drawn as lines.   fired: rounds that are marked."""
+
+    def paint(ax: "Axes") -> None:
+        rounds = list(figures)
+        low, value, high = ([figures[r][key] for r in rounds] for key in ("low", "value", "high"))
+        ax.vlines(rounds, low, high, color=_SKY, linewidth=3)
+        ax.plot(rounds, value, color=_BLUE, linewidth=1.2, marker="o", markersize=3.5)
+        marked = [r for r in rounds if r in fired]
+        ax.plot(marked, [figures[r]["value"] for r in marked], "s", color=_RED, markersize=6.5)
+        for limit in limits:
+            ax.axhline(limit, color=_RED, linewidth=1.2, linestyle=(0, (4, 3)))
+            ax.annotate(f"{limit:.3g}", (1, limit), (5, 0), ("axes fraction", "data"), color=_RED, **_BESIDE)
+        ax.set(xlabel="round", ylabel=_label(name))
+        ax.grid(axis="y")
+        _whole_rounds(ax)
 
     return draw(_HEIGHT, alt, paint)
 

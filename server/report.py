@@ -16,6 +16,7 @@ from server.summary import (
     RATES,
     at_a_glance,
     by_attribute,
+    change,
     complete,
     count,
     day,
@@ -27,11 +28,16 @@ from server.summary import (
     primary_metric,
     promises,
     size,
+    spans,
     summary,
     words,
 )
+from server.watched import series_of
 
-_TABLES = ("federation", "model", "training", "privacy", "encryption", "metrics", "robustness", "data", "simulation")
+_TABLES = (
+    *("federation", "model", "training", "privacy", "encryption", "metrics", "robustness", "monitoring"),
+    *("data", "simulation"),
+)
 _ROUND: dict[str, Any] = {
     "round": 0,
     **dict.fromkeys(("seconds", "sites")),
@@ -85,7 +91,16 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        figure=figure, size=size, number=number, epsilon=epsilon, plain=plain, day=day, metric=metric_name, words=words
+        figure=figure,
+        change=change,
+        size=size,
+        number=number,
+        epsilon=epsilon,
+        plain=plain,
+        spans=spans,
+        day=day,
+        metric=metric_name,
+        words=words,
     )
     facts, simulated = Disclosure.of(report), report["engine"] in _SIMULATORS
     return environment.get_template("report.html.j2").render(
@@ -107,6 +122,8 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         gap_names=GAPS,
         rate_names=RATES,
         last=next((entry["fairness"] for entry in reversed(report["rounds"]) if entry["fairness"]), {}),
+        watched=list(dict.fromkeys(rule["figure"] for rule in report["alerts"] if rule["measured"])),
+        contributions=_contributions(report["contribution"]),
         measured=[(entry["round"], entry["reported"]) for entry in report["rounds"] if entry["reported"]],
         absences=[(entry["round"], out) for entry in report["rounds"] for out in entry["left_out"]],
     )
@@ -116,8 +133,9 @@ def _filled(report: Mapping[str, Any]) -> dict[str, Any]:
     """The report with every key that the page asks for; what was absent is empty or None."""
     filled: dict[str, Any] = {
         **dict.fromkeys(("outcome", "run", "created", "engine"), ""),
-        **{key: {} for key in ("versions", "final", "final_by_site", "privacy", "mitigation")},
+        **{key: {} for key in ("versions", "final", "final_by_site", "privacy", "mitigation", "contribution")},
         "insecure": [],
+        "alerts": [],
         **report,
     }
     filled["config"] = {**{table: {} for table in _TABLES}, **report.get("config", {})}
@@ -154,6 +172,14 @@ def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
             alt = f"Gaps by {attribute} before round {last}: {values}."
             drawn[f"gaps by {attribute}"] = plots.gaps_by_round(names, alt)
 
+    if valued := _contributions(report["contribution"]):
+        added, shown = f"{metric_name(report['contribution']['metric'])} added", valued[: plots.FEW]
+        rows = [(site, value, "ours") for site, value, _ in shown]
+        alt = f"{added}: {'; '.join(f'{site} {change(value)}' for site, value, _ in shown)}."
+        drawn["contribution"] = plots.comparison(rows, added, alt)
+
+    drawn |= _watched_plots(report)
+
     spent: dict[str, dict[int, float]] = {}
     for entry in rounds:
         for site, value in entry["epsilon"].items():
@@ -178,6 +204,34 @@ def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
         alt = f"Bytes by site; all together sent {sent} and received {received}."
         drawn["bytes"] = plots.bytes_by_site(moved, alt)
     return drawn
+
+
+def _watched_plots(report: Mapping[str, Any]) -> dict[str, str]:
+    """One for each figure that a rule watches, with all rules' limits."""
+    drawn, series = {}, series_of(report["rounds"])
+    for name in dict.fromkeys(rule["figure"] for rule in report["alerts"]):
+        figures = {number: found for number, found in series.get(name, {}).items() if complete(found)}
+        if not figures:
+            continue
+        rules = [rule for rule in report["alerts"] if rule["figure"] == name]
+        first, fired = next(iter(figures.values()))["value"], {number for rule in rules for number in rule["fired"]}
+        limits = [
+            limit
+            for rule in rules
+            for limit in (
+                [first - rule["limit"], first + rule["limit"]] if rule["when"] == "moved" else [rule["limit"]]
+            )
+        ]
+        alt = f"{metric_name(name)} in {count(len(figures), 'round')}; alerts in {count(len(fired), 'round')}."
+        drawn[f"watched: {name}"] = plots.watched_by_round(figures, metric_name(name), limits, fired, alt)
+    return drawn
+
+
+def _contributions(found: Mapping[str, Any]) -> list[tuple[str, Any, float]]:
+    """Site, Shapley value and what is lost without it, from the site that adds most."""
+    values = found.get("shapley", {})
+    ranked = sorted(values, key=lambda site: values[site]["value"], reverse=True)
+    return [(site, values[site], found["left_out"][site]) for site in ranked]
 
 
 def _compared(final: Mapping[str, Any], baselines: Mapping[str, Any], metric: str) -> list[tuple[str, Any, Any]]:

@@ -50,6 +50,7 @@ def summary(report: Mapping[str, Any], facts: Disclosure) -> list[tuple[str, str
         f"What may one {facts.unit} lose?": _lost(facts),
         "How good is the model?": _useful(report, facts),
         "Does it treat groups alike?": _alike(report),
+        "Did an alert fire?": _alerts(report),
         "Was a protection off?": "Yes. See the red box above." if facts.warnings else "No. No test-only switch was on.",
     }
     return [(question, answer) for question, answer in answers.items() if answer]
@@ -170,6 +171,27 @@ def by_attribute(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, dic
     return told
 
 
+def _alerts(report: Mapping[str, Any]) -> str:
+    rules = report["alerts"]
+    if not rules:
+        return ""
+    fired = [f"{rule['rule']} (round {spans(rule['fired'])})" for rule in rules if rule["fired"]]
+    unknown = sum(not rule["measured"] for rule in rules)
+    told = f"Yes: {'; '.join(fired)}." if fired else f"No, of {count(len(rules), 'rule')}."
+    return told + (f" {count(unknown, 'rule')} had nothing to watch." if unknown else "")
+
+
+def spans(rounds: Sequence[int]) -> str:
+    """1, 2, 3, 5 -> 1 to 3, 5"""
+    parts: list[list[int]] = []
+    for number in rounds:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]} to {part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
+
+
 def primary_metric(final: Mapping[str, Any]) -> str:
     """The metric that stands for the rest; empty when there is none."""
     return next((name for name in (*METRICS, *final) if complete(final.get(name))), "")
@@ -191,6 +213,14 @@ def figure(figures: Mapping[str, Any] | None) -> str:
     return " ".join(
         (f"{figures['value']:.{digits}f}", f"({figures['low']:.{digits}f} to {figures['high']:.{digits}f})")
     )
+
+
+def change(figures: Mapping[str, Any] | float) -> str:
+    """What something adds, with its sign; with its interval where it has one."""
+    if not isinstance(figures, Mapping):
+        return f"{figures:+.3f}"
+    low, value, high = (figures[key] for key in ("low", "value", "high"))
+    return f"{value:+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if low < high else "")
 
 
 def size(size_bytes: float | None) -> str:

@@ -1,11 +1,15 @@
 """The list of evaluators. A new one is one class and one line here; the contract test runs over all."""
 
 from common.evaluators.classification import Utility
+from common.evaluators.contribution import Contribution
+from common.evaluators.drift import Drift
 from common.evaluators.explanation import Explanation
+from common.evaluators.exposure import Exposure
 from common.evaluators.fairness import Fairness
 from common.evaluators.inversion import Inversion
 from common.evaluators.membership import MembershipInference
 from common.evaluators.privacy_audit import PrivacyAudit
+from common.evaluators.property_inference import PropertyInference
 from common.evaluators.report import Evaluator, Findings, Material
 from common.evaluators.robustness import Adversarial, OutOfDistribution, Robustness
 
@@ -19,6 +23,10 @@ EVALUATORS: tuple[Evaluator, ...] = (
     PrivacyAudit(),
     MembershipInference(),
     Inversion(),
+    Exposure(),
+    PropertyInference(),
+    Contribution(),
+    Drift(),
 )
 
 

@@ -53,12 +53,12 @@ def tally(probabilities: ArrayLike, labels: ArrayLike) -> Counts:
 
 
 def estimates(sums: Counts, classes: int, noise_std: float) -> dict[str, Estimate]:
-    """Records, accuracy, loss (each record's LARGEST_LOSS at most) and, for two classes, AUROC.
+    """Records, accuracy, loss (each record's LARGEST_LOSS at most); for two classes AUROC and the mean score.
 
     sums: (size,) of all sites, with independent noise of standard deviation `noise_std` on each.
     Intervals: 95 %, for the choice of records and the noise together, normal by the delta method, cut at the possible
     values. The variance of a loss, which the sums do not tell, enters at its largest. For AUROC see DeLong et al. 1988.
-    What the noise drowns is left out.
+    A score is the probability given to class 1; one counts as the middle of its bin. What the noise drowns is left out.
     """
     if sums.shape != (size(classes),):
         raise ConfigError(f"{sums.size} sums for {classes} classes, expected {size(classes)}")
@@ -77,6 +77,8 @@ def estimates(sums: Counts, classes: int, noise_std: float) -> dict[str, Estimat
         drowned = max(1.0, 3 * math.sqrt(_BINS * noise))
         if min(negative.sum(), positive.sum()) > drowned:
             found["auc"] = _auroc(negative, positive, noise)
+        if n > 3 * math.sqrt(2 * _BINS * noise):
+            found["mean_score"] = _mean_score(negative + positive, 2 * noise)
     return found
 
 
@@ -89,6 +91,14 @@ def _auroc(negative: Counts, positive: Counts, noise: float) -> Estimate:
     slopes = np.concatenate([(below - area) / p, (above - area) / n])
     drawn = np.maximum(np.concatenate([positive, negative]), 0.0)
     return _estimate(area, float((drawn + noise) @ slopes**2), 0.0, 1.0)
+
+
+def _mean_score(scored: Counts, noise: float) -> Estimate:
+    """scored: (bins,) records; noise: the variance of each."""
+    n, middles = float(scored.sum()), (np.arange(_BINS) + 0.5) / _BINS
+    mean = min(1.0, max(0.0, float(scored @ middles) / n))
+    spread = (middles - mean) ** 2
+    return _estimate(mean, float((np.maximum(scored, 0.0) + noise) @ spread) / n**2, 0.0, 1.0)
 
 
 def _estimate(value: float, variance: float, least: float, most: float) -> Estimate:

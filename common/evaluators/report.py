@@ -16,6 +16,8 @@ from common.errors import ConfigError
 from common.evaluators.utility import Estimate, Floats, Predict
 
 if TYPE_CHECKING:  # what evaluators give to one another, without importing them all
+    from common.evaluators.contribution import Game
+    from common.evaluators.exposure import Secrets
     from common.evaluators.groups import GroupCounts
     from common.evaluators.inversion import Rebuilt
     from common.evaluators.membership import Attacked
@@ -34,7 +36,9 @@ class Material:
     strange: (k, *inputs), records from elsewhere. predict: the model; logits: the same before softmax.
     input_gradients: from features (n, *inputs) and labels (n,) to each record's gradient of its loss by its features.
     groups: summed counts by protected group, noise included. canaries, attacked, rebuilt: what an audit, a membership
-    attack and an inversion found. seed: of all that an evaluator draws; nothing here is secret.
+    attack and an inversion found. game: what coalitions of sites reach. secrets: what a model of text says of
+    some. guessed: scores of updates, and whether a property held (`members`). seed: of all that an evaluator draws;
+    nothing here is secret.
     """
 
     probabilities: Floats | None = field(default=None, repr=False)
@@ -49,6 +53,9 @@ class Material:
     canaries: "Canaries | None" = field(default=None, repr=False)
     attacked: "Attacked | None" = field(default=None, repr=False)
     rebuilt: "Rebuilt | None" = field(default=None, repr=False)
+    game: "Game | None" = field(default=None, repr=False)
+    secrets: "Secrets | None" = field(default=None, repr=False)
+    guessed: "Attacked | None" = field(default=None, repr=False)
     seed: int = 0
 
     @property

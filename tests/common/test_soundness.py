@@ -22,6 +22,8 @@ KRUM = ["robustness.rule=multi-krum", "robustness.byzantine=1", "robustness.buck
         (["training.momentum=0.9"], "training.momentum = 0.9", "2003.00295"),
         (["training.sampling=shuffle"], "training.sampling = 'shuffle'", "1812.00984"),
         (["privacy.mode=local", "training.sampling=shuffle"], "training.sampling = 'shuffle'", "1812.00984"),
+        (["training.oversampling=smote"], "training.oversampling = 'smote'", "2411.05733"),
+        (["privacy.mode=local", "training.oversampling=smote"], "training.oversampling = 'smote'", "2411.05733"),
         (["encryption.preset=none"], "encryption.preset = 'none'", "2102.06387"),
         (["privacy.mode=site", "encryption.preset=none"], "encryption.preset = 'none'", "2102.06387"),
         (["privacy.colluding=4"], "privacy.colluding = 4", "2102.06387"),
@@ -68,6 +70,8 @@ def test_an_unsound_plan_is_refused_with_its_reason(changes: list[str], what: st
         ["privacy.mode=none", "encryption.preset=none", "training.q=2.0"],
         KRUM,
         ["privacy.mode=local", "encryption.preset=none", *KRUM[:2]],
+        ["privacy.mode=none", "training.oversampling=smote"],
+        ["privacy.mode=site", "training.oversampling=smote"],
     ],
 )
 def test_a_sound_plan_is_not(changes: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Proves: a trained model is evaluated by every evaluator that its records allow, and the others are named."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,17 +34,30 @@ def test_a_simulations_model_is_evaluated_on_what_nobody_trained_on(played):
     told = {(row["evaluator"], row["figure"]): row for row in result["rows"]}
     for name in ("accuracy", "auc"):
         assert told["utility", name]["value"] == pytest.approx(report["final"][name]["value"], abs=1e-12)
-    evaluators = {"utility", "fairness", "robustness", "adversarial", "explanation"}
-    assert {row["evaluator"] for row in result["rows"]} == evaluators
+    assert {row["evaluator"] for row in result["rows"]} == {
+        *("utility", "fairness", "robustness", "adversarial", "explanation", "drift"),
+    }
     assert [line.split(":")[0] for line in result["skipped"]] == [
         *("out_of_distribution", "privacy_audit", "membership_inference", "inversion"),
+        *("exposure", "property_inference", "contribution"),
     ]
+    assert result["skipped"][-1] == "contribution: needs game; set simulation.contribution"
     assert sorted(result["by_site"]) == [site.name for site in played.sites]
     assert json.loads((played.out / "evaluation.json").read_text()) == json.loads(json.dumps(result))
     page = (played.out / "evaluation.html").read_text()
     assert "<svg" in page
     assert "<script" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_where_it_was_asked_for_it_is_told_what_each_site_adds_and_no_other_figure_changes(played):
+    asked = replace(played.simulation, simulation=replace(played.simulation.simulation, contribution=True))
+    rows = evaluate(replace(played, simulation=asked))["rows"]
+    added = [row for row in rows if row["evaluator"] == "contribution"]
+    assert {row["figure"] for row in added if row["figure"].endswith("shapley")} == {
+        f"{site.name}: shapley" for site in played.sites
+    }
+    assert [row for row in rows if row not in added] == evaluate(played)["rows"]
 
 
 def test_the_same_model_gives_the_same_figures_again(played):

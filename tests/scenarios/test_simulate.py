@@ -80,6 +80,17 @@ def test_the_report_keeps_the_contract_and_the_ledgers_agree(tmp_path):
     assert "va-long-beach" in report["final_by_site"]
 
 
+def test_rules_of_the_plan_watch_the_rounds_and_alerts_are_in_the_report(tmp_path, capsys):
+    rules = '[{figure="output_shift", when="above", limit=0.0}, {figure="auc", when="below", limit=0.1, rounds=2}]'
+    changed = ["--set", "federation.rounds=3", "--set", f"monitoring.alerts={rules}", "--out", str(tmp_path)]
+    assert main(["simulate", "heart", "--set", "simulation.baselines=false", *changed]) == 0
+    assert "ALERT: output_shift above 0, in rounds 2, 3" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [(rule["measured"], rule["fired"]) for rule in report["alerts"]] == [(2, [2, 3]), (3, [])]
+    assert "What was watched" in (tmp_path / "report.html").read_text()
+    assert report["config"]["monitoring"]["alerts"][1]["rounds"] == 2
+
+
 def test_trials_of_settings_stay_in_the_ledgers_and_the_run_that_follows_says_so(tmp_path):
     budget = ["simulation.site_epsilon=9", "federation.tuning=trial"]
     for rate in (0.2, 0.8):

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from common.alerts import AlertRule
 from common.errors import CohortTooSmall
 from common.log import Lines
 from common.telemetry import read
@@ -66,6 +67,28 @@ def test_a_run_that_failed_says_why(place, caplog):
     assert shown(place / NUMBERS) == {("runs_total", "CohortTooSmall"): 1}
     line = json.loads(Lines("executor").format(caplog.records[-1]))
     assert (line["event"], line["code"], line["hint"]) == ("run ended", "CohortTooSmall", "start the others")
+
+
+def test_an_alert_is_counted_and_a_warning_in_each_round_that_it_lasts_also_over_a_restart(place, caplog):
+    rules = (AlertRule("accuracy", "below", 0.8, 2), AlertRule("auc", "above", 0.9))
+    rounds = [
+        RECORD | {"round": number, "reported": {"accuracy": dict.fromkeys(("value", "low", "high"), value)}}
+        for number, value in ((2, 0.75), (3, 0.7), (4, 0.9))
+    ]
+    Watch(place, "ab" * 16, rules).round_closed(rounds[0])
+    label = "accuracy below 0.8, 2 times in a row"
+    assert ("alerts_total", label) not in shown(place / NUMBERS)
+    watch = Watch(place, "ab" * 16, rules, rounds[:1])
+    with caplog.at_level(logging.WARNING):
+        watch.round_closed(rounds[1] | {"left_out": []})
+    numbers = shown(place / NUMBERS)
+    assert (numbers["alerts_total", label], numbers["figure", "accuracy"]) == (1, 0.7)
+    line = json.loads(Lines("executor").format(caplog.records[-1]))
+    assert (line["event"], line["message"], line["round"]) == ("alert", f"{label}: 0.7", 3)
+    watch.round_closed(rounds[2])
+    numbers = shown(place / NUMBERS)
+    assert (numbers["alerts_total", label], numbers["figure", "accuracy"]) == (1, 0.9)
+    assert not [key for key in numbers if "auc" in str(key)]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.alerts import AlertRule
 from server.report import write_report
+from server.watched import alerts_of
 
 SITES = ("north", "south", "east", "west")
 VOID = {"meta", "link", "br", "hr", "img", "input", "area", "base", "col", "embed", "source", "track", "wbr"}
@@ -76,6 +78,14 @@ def a_report(**changes: Any) -> dict[str, Any]:
             }
             for site in SITES
         ],
+        "contribution": {
+            "metric": "auc",
+            "shapley": {site: figures(0.09 - 0.04 * place) for place, site in enumerate(SITES)},
+            "left_out": dict.fromkeys(SITES, -0.01),
+            "nothing": 0.5,
+            "whole": 0.85,
+            "exact": False,
+        },
         "wire": {
             "parameters": 29,
             "bytes_up_per_parameter": 338.7,
@@ -199,7 +209,7 @@ def test_no_address_of_the_outside_world_is_in_the_page(tmp_path):
 def test_figures_are_described_and_tables_have_headers(page_of):
     page = page_of(a_report())
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
-    assert len(drawings) == 5
+    assert len(drawings) == 6
     assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in drawings)
     assert any("in round 3" in (drawing["aria-label"] or "") for drawing in drawings)
     assert all(attributes["scope"] in ("row", "col") for tag, attributes in page.tags if tag == "th")
@@ -220,7 +230,7 @@ def test_a_hostile_name_is_only_a_name(page_of, name):
     page = page_of(report)
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
-    assert sum(tag == "svg" for tag, _ in page.tags) == 5
+    assert sum(tag == "svg" for tag, _ in page.tags) == 6
     assert "49" not in page.text.split("Who learns what")[0]
 
 
@@ -305,7 +315,7 @@ def test_hundred_sites_and_one_round_are_drawn(page_of):
     page = page_of(report)
     assert "and 88 more" in page.text
     assert "the best, the middle and the worst" in page.text
-    assert sum(tag == "svg" for tag, _ in page.tags) == 5
+    assert sum(tag == "svg" for tag, _ in page.tags) == 6
 
 
 def test_an_encrypted_run_hides_updates_from_the_coordinator_even_with_one_site_at_its_side(page_of):
@@ -358,6 +368,28 @@ def test_noise_in_shares_is_a_limit_under_a_condition(page_of, mode, colluding, 
     assert told in page.row("A reader")
     assert f"The limit holds up to {colluding} such." in page.text
     assert "pool their noise" not in page_of(configured()).text
+
+
+def test_figures_that_rules_watch_are_drawn_with_their_alerts_and_silence_is_no_all_clear(page_of):
+    rules = [AlertRule("auc", "below", 0.9, 2), AlertRule("auc", "moved", 0.1), AlertRule("sex: gap", "above", 0.2)]
+    page = page_of(a_report(alerts=alerts_of(rules, a_report()["rounds"])))
+    assert "auc below 0.9, 2 times in a row (round 2 to 3)" in page.text
+    assert "1 rule had nothing to watch" in page.text
+    assert page.row("auc below 0.9").endswith("32 to 3")
+    assert page.row("auc moved").endswith("3never")
+    assert page.row("sex: gap above").endswith("nothing to watch: no round has this figure")
+    drawn = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    assert "AUC in 3 rounds; alerts in 2 rounds." in drawn
+    assert "What was watched" not in page_of(a_report()).text
+
+
+def test_what_each_site_adds_is_told_from_the_most_with_its_interval(page_of):
+    page = page_of(a_report())
+    assert "from 0.500 without any site to 0.850 with all of them" in page.text
+    rows = [row for row in page.rows if "-0.010" in row]
+    assert all(row.strip().startswith(site) for row, site in zip(rows, SITES, strict=True))
+    assert "+0.090 (+0.060 to +0.120)" in rows[0]
+    assert "a sample of them was tried" in page.text
 
 
 def test_what_the_sites_measured_together_is_told_with_its_noise(page_of):
@@ -491,4 +523,4 @@ def test_a_hostile_group_is_only_a_name(page_of, name):
     page = page_of(report)
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
-    assert sum(tag == "svg" for tag, _ in page.tags) == 6
+    assert sum(tag == "svg" for tag, _ in page.tags) == 7

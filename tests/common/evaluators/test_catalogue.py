@@ -12,15 +12,21 @@ import pytest
 from common.errors import ConfigError
 from common.evaluators import (
     calibration,
+    contribution,
+    drift,
     explanation,
+    exposure,
     fairness,
     inversion,
     membership,
     privacy_audit,
+    property_inference,
     robustness,
     utility,
 )
 from common.evaluators.catalogue import EVALUATORS, evaluate_all
+from common.evaluators.contribution import Game
+from common.evaluators.exposure import Secrets
 from common.evaluators.groups import GroupCells, GroupCounts
 from common.evaluators.inversion import Rebuilt
 from common.evaluators.membership import Attacked
@@ -30,7 +36,10 @@ from common.evaluators.report import Evaluator, Material
 EVERY = pytest.mark.parametrize("evaluator", EVALUATORS, ids=lambda each: each.name)
 YEAR = r"[A-Z][a-z]+(?s:.)*?\b(18|19|20)\d\d\b"
 CITATION = re.compile(YEAR + "|[Rr]eferences?: (those of|`|the functions')")
-MODULES = (calibration, explanation, fairness, inversion, membership, privacy_audit, robustness, utility)
+MODULES = (
+    *(calibration, contribution, drift, explanation, exposure, fairness),
+    *(inversion, membership, privacy_audit, property_inference, robustness, utility),
+)
 GATHER = {"evaluate", "cross_site"}  # what others define, side by side
 
 
@@ -66,6 +75,9 @@ def everything(seed: int = 0, classes: int = 2) -> Material:
         canaries=Canaries(random.normal(size=200) + 0.9 * coins, coins, 4.0, 1e-5),
         attacked=Attacked(random.normal(size=200) + coins, coins),
         rebuilt=Rebuilt(random.normal(20, 10, 50)),
+        game=Game(("adler", "birke", "cedar"), lambda who: len(who) ** 0.5 / 2),
+        secrets=Secrets(random.normal(size=3), random.normal(1, 1, 500), 20.0),
+        guessed=Attacked(random.normal(size=50), random.random(50) < 0.5),
         seed=seed,
     )
 

@@ -44,6 +44,13 @@ def test_auroc_from_bins_is_that_of_the_binned_scores() -> None:
     assert found.low < roc_auc_score(labels, rows[:, 1]) < found.high
 
 
+def test_the_mean_score_is_that_of_the_bins_middles() -> None:
+    rows, labels = predictions(5000, 2)
+    found = estimates(tally(rows, labels), 2, 0.0)["mean_score"]
+    assert found.value == pytest.approx(((np.floor(rows[:, 1] * 16).clip(max=15) + 0.5) / 16).mean())
+    assert found.value == pytest.approx(rows[:, 1].mean(), abs=1 / 32)
+
+
 @given(st.integers(0, 30), st.sampled_from([2, 3, 7]), st.integers(0, 10_000))
 def test_one_record_more_moves_the_counts_by_no_more_than_the_sensitivity(n: int, classes: int, seed: int) -> None:
     rows, labels = predictions(n + 1, classes, seed)
@@ -86,7 +93,7 @@ def test_values_stay_possible_whatever_the_noise_did() -> None:
     for seed in range(50):
         sums = np.random.default_rng(seed).normal(100, 80, size(2))
         for name, found in estimates(sums, 2, 20.0).items():
-            most = {"accuracy": 1.0, "auc": 1.0, "loss": LARGEST_LOSS}.get(name, math.inf)
+            most = {"accuracy": 1.0, "auc": 1.0, "mean_score": 1.0, "loss": LARGEST_LOSS}.get(name, math.inf)
             assert 0 <= found.low <= found.value <= found.high <= most
 
 
