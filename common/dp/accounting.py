@@ -1,8 +1,9 @@
 """From events to epsilon: privacy loss distributions (PLD) by Google's dp-accounting, rounded towards more loss.
 
 dp-accounting builds and composes the distributions ("Connect the Dots": Doroshenko, Ghazi, Kamath, Kumar, Manurangsi
-2022, arXiv:2207.04380). This room compacts the events first, composes equal ones in blocks, and remembers blocks, so that
-a question after every round costs one more composition. Every epsilon is about `NEIGHBOURING`, `UNIT`, `SAMPLING` and `ADVERSARY`.
+2022, arXiv:2207.04380). This room compacts the events first, composes equal ones in blocks, and remembers those, so
+that a question after every round costs one composition more. Every epsilon is about `NEIGHBOURING`, `UNIT`, `SAMPLING`
+and `ADVERSARY`.
 """
 
 import math
@@ -102,9 +103,9 @@ def _compact(events: Iterable[DpEvent]) -> tuple[_Part, ...]:
             case _:
                 raise UnknownEvent(f"nobody can say what {event!r} costs")
     parts: list[_Part] = []
-    for kind, steps in sorted(sampled.items()):
-        together = math.gcd(*steps)
-        parts.append((PoissonGaussian(*kind, together), sum(steps) // together))
+    for kind, rounds in sorted(sampled.items()):
+        together = math.gcd(*rounds)
+        parts.append((PoissonGaussian(*kind, together), sum(rounds) // together))
     parts += [(DiscreteLaplace(parameter), times) for parameter, times in sorted(laplace.items())]
     if whole:
         noise_multiplier = 1 / math.sqrt(math.fsum(times / noise**2 for noise, times in whole.items()))
@@ -167,7 +168,7 @@ def _cut(loss: Any, interval: float) -> Any:
 
 @lru_cache(maxsize=64)
 def _loss(release: _Release, interval: float) -> Any:
-    """The privacy loss of one release, of many steps a single one, in both directions of adding and removing a record."""
+    """The privacy loss of one release, of its steps a single one, for both adding and removing a record."""
     from dp_accounting.pld import privacy_loss_distribution as pld
 
     match release:

@@ -50,7 +50,7 @@ def test_epsilon_lies_where_other_accountants_say(vector: dict) -> None:
 
 @pytest.mark.slow
 def test_epsilon_is_never_below_dp_accounting_and_at_most_a_fiftieth_above() -> None:
-    """200 fresh settings in one or many rounds, fewer where the reference is slow: nothing is tuned to those on file."""
+    """200 fresh settings, in one or many rounds, fewer where the reference is slow: none is tuned to those on file."""
     maker, seed = vector_maker(), random.SystemRandom().randrange(2**32)
     source, done, stop = random.Random(seed), 0, time.monotonic() + 240
     while done < 200 and time.monotonic() < stop:
