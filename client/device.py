@@ -13,8 +13,8 @@ def device_named(name: str) -> torch.device:
         if (device.index or 0) >= found:
             raise ConfigError(
                 f"site.toml: device = {name!r} is not on this machine",
-                f"torch {torch.__version__} finds {found or 'no'} GPUs: install the driver and a torch built for it, or "
-                'set device = "cpu"; veilfed site check tells whether it worked',
+                f"torch {torch.__version__} finds {found or 'no'} GPUs: install the driver and a torch built for it, "
+                'or set device = "cpu"; veilfed site check tells whether it worked',
             )
     return device
 
