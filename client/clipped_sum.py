@@ -17,6 +17,14 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
+def output_of(model: Callable[[Tensor], Tensor], features: Tensor, bfloat16: bool) -> Tensor:
+    """(n, ...): what the model gives; with bfloat16 its products are of that type, parameters and output are not."""
+    # No cache: it would outlive the parameters' values, which change in place, and the levels of torch.func.
+    with torch.autocast(features.device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False):
+        output = model(features)
+    return output.float() if bfloat16 else output
+
+
 def owners(model: nn.Module) -> Iterator[tuple[str, nn.Module, dict[str, nn.Parameter]]]:
     """Path, module and trainable parameters of every module that owns some; an attention owns those of its parts."""
     parts: set[nn.Module] = set()
@@ -64,6 +72,7 @@ class ClippedSum:
         self._layer_of = {id(p): place for place, own in enumerate(layers.values()) for p in own}
         self._shares = torch.tensor(shares, dtype=torch.float64).unsqueeze(1)
         self.records_at_once = 1 << 30
+        self.bfloat16 = False  # of a model's products; norms and sums keep the parameters' own type
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         sizes = [p.numel() for p in self.parameters.values()]
         self._total = torch.zeros(sum(sizes)).to(next(iter(self.parameters.values())))

@@ -1,6 +1,7 @@
 """Three ways to the same sum of clipped per-record gradients, from the fastest to the one that always works."""
 
 from collections.abc import Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -10,9 +11,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import functional_call, grad, vmap
 from torch.utils.hooks import RemovableHandle
 
-from client.clipped_sum import ClippedSum, Losses, cross_entropy, owners
+from client.clipped_sum import ClippedSum, Losses, cross_entropy, output_of, owners
 from client.clipping_attention import WatchedAttention
-from client.clipping_layers import EmbeddingLayer, Layer, layer_for
+from client.clipping_layers import Call, EmbeddingLayer, Layer, layer_for
 from common.errors import ConfigError
 
 
@@ -116,12 +117,12 @@ class BookKeeping(ClippedSum):
     def _add(self, features: Tensor, labels: Tensor) -> None:
         self._seen.clear()
         self._records = len(labels)
-        losses = self.losses(self.model(features), labels)
+        losses = self.losses(output_of(self.model, features, self.bfloat16), labels)
         self._records = 0
         edges = [edge for calls in self._seen.values() for _, edge in calls]
         found = iter(torch.autograd.grad(losses.sum(), edges, allow_unused=True))
         calls = {
-            module: [(inputs, gradient) for inputs, _ in seen if (gradient := next(found)) is not None]
+            module: [self._call(inputs, gradient) for inputs, _ in seen if (gradient := next(found)) is not None]
             for module, seen in self._seen.items()
         }
         self._seen.clear()
@@ -131,6 +132,11 @@ class BookKeeping(ClippedSum):
             factors = self._factors(norms, [place for _, place, _ in used])
             for (layer, _, _), own_factors in zip(used, factors, strict=True):
                 layer.add_clipped(own_factors)
+
+    def _call(self, inputs: Tensor, gradient: Tensor) -> Call:
+        """In the sums' type: what is clipped is the product of just these, so its norm is right to the last digit."""
+        kind = self._total.dtype
+        return inputs.to(kind) if inputs.is_floating_point() else inputs, gradient.to(kind)
 
 
 class Vectorised(ClippedSum):
@@ -149,7 +155,8 @@ class Vectorised(ClippedSum):
         self._gradients = vmap(grad(self._loss), in_dims=(None, 0, 0), randomness="different")
 
     def _loss(self, parameters: dict[str, Tensor], record: Tensor, label: Tensor) -> Tensor:
-        output = functional_call(self.model, parameters, (record.unsqueeze(0),))
+        model = partial(functional_call, self.model, parameters)
+        output = output_of(model, record.unsqueeze(0), self.bfloat16)
         return self.losses(output, label.unsqueeze(0)).sum()
 
     def _add(self, features: Tensor, labels: Tensor) -> None:
@@ -169,7 +176,7 @@ class OneByOne(ClippedSum):
     def _add(self, features: Tensor, labels: Tensor) -> None:
         parameters = list(self.parameters.values())
         for record, label in zip(features.split(1), labels.split(1), strict=True):
-            loss = self.losses(self.model(record), label).sum()
+            loss = self.losses(output_of(self.model, record, self.bfloat16), label).sum()
             found = torch.autograd.grad(loss, parameters, allow_unused=True)
             used = [each for each in zip(parameters, self.sums, found, strict=True) if each[2] is not None]
             norms = [gradient.square().sum().view(1) for _, _, gradient in used]

@@ -34,6 +34,8 @@ NEWEST_KIT = "run/kit.json"  # below the site's directory, in the place that wor
 _PUBLIC = 0o644
 _followed: dict[Path, bytes] = {}  # digest of the last kit that was looked at
 _SITE = """{passphrase}name = "{name}"
+# device = "cuda"                        # trains on the GPU; left out, on the processor
+# precision = "bfloat16"                 # faster on a GPU; what is clipped and noised stays float32
 
 [data]
 name = "records"                         # the data set's name in the ledger; choose it once

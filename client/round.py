@@ -15,6 +15,7 @@ import numpy as np
 from client import masking
 from client.consent import require_budget, require_consent
 from client.datasets import Records
+from client.device import device_named
 from client.limits import cpu_allowance
 from client.opening import open_published
 from client.policy import consent, size_objection
@@ -83,6 +84,7 @@ def join(site: Site, order: Envelope) -> bytes:
     records, held_out = site.training_records, site.held_out_records
     consent(site.policy, plan, cohort, len(records))
     require_room(plan, len(cohort))
+    device_named(site.settings.device)
     if plan.privacy.in_shares:
         noise_shares(plan, len(cohort))
     _require_groups(plan, records)
@@ -163,7 +165,7 @@ def run_readable_round(site: Site, order: Envelope) -> SealedUpdate:
     trained = train_and_charge(site, run, number, model, bill)
     update = clip(trained.update, run.plan.privacy.max_update_norm).values if private else trained.update
     if q := run.plan.training.q:
-        loss = log_loss(_predicted(run, model, site.training_records), site.training_records.labels).value
+        loss = log_loss(_predicted(site, run, model, site.training_records), site.training_records.labels).value
         update = weighted(update, loss, q, run.plan.training.learning_rate)
     envelope = Envelope(Kind.READABLE_UPDATE, run.run, number, run.plan_hash, site.name, update.astype("<f4").tobytes())
     data = encode(envelope)
@@ -183,10 +185,8 @@ def train_and_charge(site: Site, run: SiteRun, number: int, model: np.ndarray, b
     but never left this site (else its sealed update would be there): it is trained again at no further charge.
     """
     plan, records = run.plan, site.training_records
-    network = _network(plan.model)
-    load_parameters(network, model)
     trained = train(
-        network,
+        _loaded(site, run, model),
         records.features,
         records.labels,
         plan.training,
@@ -196,6 +196,7 @@ def train_and_charge(site: Site, run: SiteRun, number: int, model: np.ndarray, b
         number,
         plan.federation.rounds,
         cpu_allowance(site.policy.resources),
+        site.settings.precision == "bfloat16",
     )
     _charge(site, run, number, bill, plan.training_purpose)
     return trained
@@ -204,7 +205,7 @@ def train_and_charge(site: Site, run: SiteRun, number: int, model: np.ndarray, b
 def count_and_charge(site: Site, run: SiteRun, number: int, state: ModelState, bill: Bill) -> Integers:
     """How the model does on this site's held-out records: noised counts, paid for on disk before they are returned."""
     plan, records = run.plan, site.held_out_records
-    probabilities, layout = _predicted(run, state.released, records), run.layout(number)
+    probabilities, layout = _predicted(site, run, state.released, records), run.layout(number)
     counts, cells = tally(probabilities, records.labels), group_cells(plan)
     normal = site.randomness("metrics", number).gaussian(layout.counts + layout.groups, 1.0, np.float64)
     _charge(site, run, number, bill, "metrics")
@@ -283,16 +284,21 @@ def joined(site: Site, order: Envelope) -> SiteRun:
 
 
 @lru_cache(maxsize=4)
-def _network(settings: ModelSettings) -> "nn.Module":
-    """One module per process and architecture; its parameters are overwritten before every use."""
-    return build(settings)
+def _network(settings: ModelSettings, device: str = "cpu") -> "nn.Module":
+    """One module per process, architecture and device; its parameters are overwritten before every use."""
+    return build(settings).to(device)
 
 
-def _predicted(run: SiteRun, model: np.ndarray, records: Records) -> np.ndarray:
+def _predicted(site: Site, run: SiteRun, model: np.ndarray, records: Records) -> np.ndarray:
     """(n, classes): the probabilities that a model gives."""
-    network = _network(run.plan.model)
+    return predict(_loaded(site, run, model), records.features)
+
+
+def _loaded(site: Site, run: SiteRun, model: np.ndarray) -> "nn.Module":
+    """The network with these parameters, on the device that this site computes on."""
+    network = _network(run.plan.model, str(device_named(site.settings.device)))
     load_parameters(network, model)
-    return predict(network, records.features)
+    return network
 
 
 def _position(site: Site, run: SiteRun, more: Mapping[str, Any] = {}) -> bytes:

@@ -6,10 +6,12 @@ DIR/roster.json    who belongs to the consortium      DIR/runs/ID/       keys, m
 DIR/audit.jsonl    what it did and refused            DIR/pending/ID     a run that is put before the administrator
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Literal
 
 from client.datasets import Records, load_records, split
 from client.policy import SitePolicy
@@ -24,6 +26,8 @@ from common.roster import Roster
 from common.signing import Identity, verify
 
 LEDGER_CONTEXT = "veilfed.ledger.v1"
+Precision = Literal["float32", "bfloat16"]
+_DEVICE = re.compile("cpu|cuda(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class SiteSettings:
     passphrase_file: absolute path of what opens this site's keys; `veilfed site lock` writes it here.
     witnesses: absolute path of the folder that holds the newest heads of ledgers and audit log, best on another disk;
     "": DIR/witnesses.
+    device: what trains here: `cpu`, `cuda` or `cuda:N`; where it is missing, nothing is trained. precision: of the
+    products in a model's forward and backward pass; what is clipped, summed and noised is float32 either way.
     """
 
     name: str
@@ -58,8 +64,11 @@ class SiteSettings:
     insecure_randomness: int = 0
     passphrase_file: str = ""
     witnesses: str = ""
+    device: str = "cpu"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
+        require(bool(_DEVICE.fullmatch(self.device)), "device", self.device, "cpu, cuda or cuda:N")
         for key in ("passphrase_file", "witnesses"):
             path = getattr(self, key)
             require(not path or Path(path).is_absolute(), key, path, "an absolute path")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from client.clipped_sum import ClippedSum
+from client.clipped_sum import ClippedSum, output_of
 from client.clipping import PROBES, clipped_sum_for, shares_of
 from client.descent import Descent
 from client.oversampling import smote
@@ -45,6 +45,7 @@ def train(
     round_number: int = 1,
     rounds: int = 1,
     between_steps: Callable[[], None] = lambda: None,
+    bfloat16: bool = False,
 ) -> Trained:
     """Train `model` in place on features (n, *inputs) and labels (n,); its new weights and the update agree.
 
@@ -55,7 +56,8 @@ def train(
     and with "site" all steps are plain: such an update must not leave before its share of noise is on it.
     With `privacy.clipping` "per-layer" the layers have shares of the same norm; with "adaptive" the norm moves with the
     steps, at the same cost (`AdaptiveClipping`). round_number, of rounds: public, for the learning rate's schedule.
-    between_steps: may raise, to stop.
+    between_steps: may raise, to stop. bfloat16: the model's own products are of that type; gradients are not.
+    All happens on the device that `model` is on but the noise, which the processor draws while a GPU is still summing.
     Reference: Abadi et al. 2016, arXiv:1607.00133.
     """
     started = time.perf_counter()
@@ -66,11 +68,12 @@ def train(
     if not model.training:
         model.train()
     if privacy.mode in ("none", "site") and training.sampling == "shuffle":
-        _train_on_shuffled(model, parameters, features, labels, training, randomness, between_steps)
+        _train_on_shuffled(model, parameters, features, labels, training, randomness, between_steps, bfloat16)
         update = flat(parameters) - before
     elif privacy.mode in ("none", "site"):
         descent = Descent(model, training, round_number, rounds)
-        _train_on_lots(partial(_gradient_sum, model), descent, features, labels, training, randomness, between_steps)
+        plain = partial(_gradient_sum, model, bfloat16)
+        _train_on_lots(plain, descent, features, labels, training, randomness, between_steps)
         update = descent.weights - before
     else:
         for bound in bounds_of(privacy):
@@ -79,6 +82,7 @@ def train(
         probes = _batch(features, labels, np.arange(min(PROBES, len(labels))), descent.device)
         shares = shares_of(model, privacy.clipping, privacy.layer_weights)
         with clipped_sum_for(model, privacy.max_grad_norm, *probes, shares=shares) as clipped:
+            clipped.bfloat16 = bfloat16
             step: Step
             if privacy.mode == "distributed":
                 step = partial(_clipped_sum, clipped)
@@ -139,11 +143,11 @@ def _clipped_sum(clipped: ClippedSum, features: Tensor, labels: Tensor) -> Relea
     return Released(clipped.of(features, labels))
 
 
-def _gradient_sum(model: nn.Module, features: Tensor, labels: Tensor) -> Released:
+def _gradient_sum(model: nn.Module, bfloat16: bool, features: Tensor, labels: Tensor) -> Released:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not len(labels):
         return Released(torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device))
-    loss = F.cross_entropy(model(features), labels, reduction="sum")
+    loss = F.cross_entropy(output_of(model, features, bfloat16), labels, reduction="sum")
     return Released(torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)]))
 
 
@@ -155,6 +159,7 @@ def _train_on_shuffled(
     training: TrainingSettings,
     randomness: Randomness,
     between_steps: Callable[[], None],
+    bfloat16: bool,
 ) -> None:
     """Plain SGD over every record once per epoch; nothing here is private."""
     velocity = None
@@ -164,7 +169,7 @@ def _train_on_shuffled(
             between_steps()
             batch = order[start : start + training.batch_size]
             chosen, answers = _batch(features, labels, batch, parameters[0].device)
-            loss = F.cross_entropy(model(chosen), answers)
+            loss = F.cross_entropy(output_of(model, chosen, bfloat16), answers)
             gradients = torch.autograd.grad(loss, parameters)
             with torch.no_grad():
                 if velocity is not None:

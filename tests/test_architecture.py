@@ -44,7 +44,7 @@ HOMES = {
 }
 FOLDERS_OF = {
     "opacus": ("client/",),
-    "torch": ("client/", "common/models.py", "common/gradients.py", "common/attributions.py"),
+    "torch": ("client/", "common/models.py", "common/gradients.py", "common/attributions.py", "common/randomness.py"),
     "safetensors": ("common/", "server/"),
 }
 FORBIDDEN = {"pickle", "cloudpickle", "dill", "marshal", "shelve"}

@@ -1,12 +1,13 @@
 """From events to epsilon: privacy loss distributions (PLD) by Google's dp-accounting, rounded towards more loss.
 
 dp-accounting builds and composes the distributions ("Connect the Dots": Doroshenko, Ghazi, Kamath, Kumar, Manurangsi
-2022, arXiv:2207.04380). This room compacts the events first, composes equal ones in one step, and remembers results, so
-that a question after every round is quick. Every epsilon is about `NEIGHBOURING`, `UNIT`, `SAMPLING` and `ADVERSARY`.
+2022, arXiv:2207.04380). This room compacts the events first, composes equal ones in blocks, and remembers those, so
+that a question after every round costs one composition more. Every epsilon is about `NEIGHBOURING`, `UNIT`, `SAMPLING`
+and `ADVERSARY`.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from functools import lru_cache, reduce
 from typing import Any, Protocol, TypeAlias
@@ -27,8 +28,9 @@ _SPREAD = 1e-2  # a grid as coarse as the losses themselves would inflate them
 _HOPELESS = 200.0  # nats that the releases lose on average: no budget bears it, and the grid would fill the memory
 _LEAST_NOISE = 0.03  # likewise: a single drawn record could lose thousands of nats
 _LEAST_DELTA = 1e-13  # below it, floating point cannot tell
-_ROUNDING = 1e-6  # more than the order of compositions and cut tails change
+_ROUNDING = 1e-6  # more than the order of compositions and cut tails change at a delta of 1e-6 or more
 _LARGEST_NOISE = 1e4
+_BLOCK = 16  # releases: as many are composed at once, from the first one on; what is left over, in powers of two
 
 
 def epsilon(events: Iterable[DpEvent], delta: float) -> float:
@@ -78,28 +80,32 @@ def calibrate_noise(budget: Budget, cost: Callable[[float], Iterable[DpEvent]]) 
 
 
 _Release: TypeAlias = PoissonGaussian | Gaussian | DiscreteLaplace
-_Part: TypeAlias = tuple[_Release, int]  # one release of a kind, and how often
+_Part: TypeAlias = tuple[_Release, int]  # a release of a kind, and how often
 
 
 def _compact(events: Iterable[DpEvent]) -> tuple[_Part, ...]:
     """The multiset of releases, equal ones counted, in an order that does not depend on the order of `events`.
 
-    Gaussian releases of all records add up exactly: squared 1 / noise_multiplier is additive.
+    Steps come in rounds: as many steps make one release as all events of their kind have in common. Gaussian releases
+    of all records add up exactly: squared 1 / noise_multiplier is additive.
     """
-    sampled: Counter[tuple[float, float]] = Counter()
+    sampled: defaultdict[tuple[float, float], list[int]] = defaultdict(list)
     whole: Counter[float] = Counter()
     laplace: Counter[float] = Counter()
     for event in events:
         match event:
             case PoissonGaussian(noise_multiplier, sample_rate, steps) if sample_rate < 1:
-                sampled[noise_multiplier, sample_rate] += steps
+                sampled[noise_multiplier, sample_rate].append(steps)
             case PoissonGaussian(noise_multiplier, _, times) | Gaussian(noise_multiplier, times):
                 whole[noise_multiplier] += times
             case DiscreteLaplace(parameter, times):
                 laplace[parameter] += times
             case _:
                 raise UnknownEvent(f"nobody can say what {event!r} costs")
-    parts: list[_Part] = [(PoissonGaussian(*kind, 1), times) for kind, times in sorted(sampled.items())]
+    parts: list[_Part] = []
+    for kind, rounds in sorted(sampled.items()):
+        together = math.gcd(*rounds)
+        parts.append((PoissonGaussian(*kind, together), sum(rounds) // together))
     parts += [(DiscreteLaplace(parameter), times) for parameter, times in sorted(laplace.items())]
     if whole:
         noise_multiplier = 1 / math.sqrt(math.fsum(times / noise**2 for noise, times in whole.items()))
@@ -125,13 +131,13 @@ def _mean_loss(release: _Release) -> float:
             return math.inf
         case Gaussian(noise_multiplier, _):
             return 1 / (2 * noise_multiplier**2)
-        case PoissonGaussian(noise_multiplier, sample_rate, _):
+        case PoissonGaussian(noise_multiplier, sample_rate, steps):
             by_convexity = sample_rate / (2 * noise_multiplier**2)
-            return min(by_convexity, sample_rate**2 * math.expm1(min(noise_multiplier**-2, 700.0)))
+            return steps * min(by_convexity, sample_rate**2 * math.expm1(min(noise_multiplier**-2, 700.0)))
 
 
 def _spread(release: _Release) -> float:
-    """About how much one release loses, up or down, in nats."""
+    """About how much one release, of many steps a single one, loses, up or down, in nats."""
     match release:
         case DiscreteLaplace(parameter, _):
             return parameter
@@ -143,13 +149,26 @@ def _spread(release: _Release) -> float:
 
 @lru_cache(maxsize=64)
 def _composed(release: _Release, times: int, interval: float) -> Any:
-    loss = _loss(release, interval)
-    return loss.self_compose(times) if times > 1 else loss
+    """Of a number of releases always by the same compositions, so that the answer does not depend on what was asked."""
+    over = times % _BLOCK
+    if over and times > over & -over:
+        last = over & -over  # the power of two; what comes before it was composed for a question before
+        return _composed(release, times - last, interval).compose(_composed(release, last, interval))
+    single = _loss(release, interval)
+    steps = times * getattr(release, "steps", 1)
+    return _cut(single.self_compose(steps), interval) if steps > 1 else single
+
+
+def _cut(loss: Any, interval: float) -> Any:
+    """Without the tails that `self_compose` leaves for want of a sharp bound: composing with nothing cuts them."""
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    return loss.compose(pld.identity(interval))
 
 
 @lru_cache(maxsize=64)
 def _loss(release: _Release, interval: float) -> Any:
-    """The privacy loss of one release, in both directions of adding and removing a record."""
+    """The privacy loss of one release, of its steps a single one, for both adding and removing a record."""
     from dp_accounting.pld import privacy_loss_distribution as pld
 
     match release:

@@ -1,0 +1,27 @@
+"""The processor that this site trains on: the one that site.toml names, and never another in its place."""
+
+import torch
+
+from common.errors import ConfigError
+
+
+def device_named(name: str) -> torch.device:
+    """`cpu`, `cuda` (the first GPU) or `cuda:N`. Raises ConfigError when this machine has no such device."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            raise ConfigError(
+                f"site.toml: device = {name!r} is not on this machine",
+                f"torch {torch.__version__} finds {found or 'no'} GPUs: install the driver and a torch built for it, "
+                'or set device = "cpu"; veilfed site check tells whether it worked',
+            )
+    return device
+
+
+def described(device: torch.device) -> str:
+    """For the administrator: its name, and what it is."""
+    if device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads"
+    about = torch.cuda.get_device_properties(device)
+    return f"{device}, {about.name}, {about.total_memory / 2**30:.0f} GiB"
