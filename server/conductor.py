@@ -34,7 +34,7 @@ from common.roster import Roster
 from common.wire import digest, from_hex
 from server.coordinate import coordinate, longest_reply
 from server.home import ConsortiumSettings
-from server.loopback import Loopback
+from server.loopback import READY, Loopback
 from server.observed import Watch
 from server.outcome import report_of
 from server.polling import Patience, PollingGrid
@@ -42,7 +42,6 @@ from server.report import write_report
 from server.signature import sign_report
 from server.store import RunStore
 
-READY = "ready"
 _RUN_BYTES = 16
 _PART_BYTES, _BESIDE_PARTS = 5 << 20, 10  # of an array that Flower cuts up, and of the message that carries it
 log = logging.getLogger("veilfed.conductor")
