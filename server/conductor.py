@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from flwr.common.constant import SubStatus
 from flwr.common.serde import fab_from_proto, run_from_proto
 from flwr.proto.log_pb2 import PushLogsRequest
@@ -28,7 +29,7 @@ from common.config import fill, load_table
 from common.encoding import public_scale
 from common.errors import FederationError, ProtocolError, WireError
 from common.federation import Plan
-from common.log import configure, say_error
+from common.log import configure, say, say_error
 from common.models import planned_sizes
 from common.roster import Roster
 from common.wire import digest, from_hex
@@ -149,6 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # from the heartbeat: the SuperLink says that the run is over
         with suppress(FederationError):
             RunStore.open(home / "runs" / _run_of(task.settings).hex()).end("stopped")
+        return 1
+    except httpx.HTTPError as error:  # the executor takes the run up again, for whoever follows it
+        say(log, "the SuperLink does not answer", logging.ERROR, message=str(error) or type(error).__name__)
         return 1
     except Exception:
         log.exception("a bug of ours")
