@@ -61,14 +61,15 @@ def _array(name: str, parts: dict[str, bytes], longest: int) -> tuple[Array, byt
     sizes = {chunk: len(_body(parts[chunk])) for chunk in chunks}
     if (length := sum(sizes[chunk] for chunk in order)) > longest:
         raise ValueError(f"an array of {length} bytes, where the longest has {longest}")
-    left, data, end = Counter(order), bytearray(length), 0
+    left, data = (
+        Counter(order),
+        bytearray(),
+    )  # it grows as parts go: room made at once would be zeroed, so taken, at once
     for chunk in order:
-        body = _body(parts[chunk])
-        data[end : end + len(body)] = body
-        end += len(body)
+        data += _body(parts[chunk])
         left[chunk] -= 1
         if not left[chunk]:
-            del body, parts[chunk]
+            del parts[chunk]
     return Array(about["dtype"], tuple(about["shape"]), about["stype"], name.encode()), data
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from flwr.common.constant import SubStatus
 from flwr.common.serde import fab_from_proto, run_from_proto
 from flwr.proto.log_pb2 import PushLogsRequest
@@ -28,13 +29,13 @@ from common.config import fill, load_table
 from common.encoding import public_scale
 from common.errors import FederationError, ProtocolError, WireError
 from common.federation import Plan
-from common.log import configure, say_error
+from common.log import configure, say, say_error
 from common.models import planned_sizes
 from common.roster import Roster
 from common.wire import digest, from_hex
 from server.coordinate import coordinate, longest_reply
 from server.home import ConsortiumSettings
-from server.loopback import Loopback
+from server.loopback import READY, Loopback
 from server.observed import Watch
 from server.outcome import report_of
 from server.polling import Patience, PollingGrid
@@ -42,7 +43,6 @@ from server.report import write_report
 from server.signature import sign_report
 from server.store import RunStore
 
-READY = "ready"
 _RUN_BYTES = 16
 _PART_BYTES, _BESIDE_PARTS = 5 << 20, 10  # of an array that Flower cuts up, and of the message that carries it
 log = logging.getLogger("veilfed.conductor")
@@ -148,6 +148,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:  # from the heartbeat: the SuperLink says that the run is over
         with suppress(FederationError):
             RunStore.open(home / "runs" / _run_of(task.settings).hex()).end("stopped")
+        return 1
+    except httpx.HTTPError as error:  # the executor takes the run up again, for whoever follows it
+        say(log, "the SuperLink does not answer", logging.ERROR, message=str(error) or type(error).__name__)
         return 1
     except Exception:
         log.exception("a bug of ours")

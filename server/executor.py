@@ -24,9 +24,8 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from common.errors import FederationError
 from common.log import configure, say, say_error
 from common.monitoring import address_in
-from server.conductor import READY
 from server.control import Control
-from server.loopback import Loopback
+from server.loopback import READY, Loopback
 from server.observed import expose_coordinator
 from server.store import RunStore
 

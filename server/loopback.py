@@ -10,6 +10,7 @@ from common.ports import LOOPBACK
 from server.inside import inside
 from server.processes import Ports
 
+READY = "ready"  # a conductor's first word to the executor
 BELL = Path("gateway") / "bell"  # in the home; the gateway shows it to sites
 
 

@@ -124,6 +124,7 @@ class PollingGrid(HttpGrid):  # type: ignore[misc]  # flwr has no types here
                     answered[node] = time.monotonic() - started
                     quiet = False
                     yield _from(reply, node)
+                del reply  # a large one is gone before the next is fetched
             now, missing = time.monotonic(), len(orders) - len(answered)
             hopeless = self.patience.enough <= len(orders) and len(answered) < self.patience.enough
             gone = {node for node in away if node not in there or now - left_at.get(node, 0.0) > _BACK_SOON}

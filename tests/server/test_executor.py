@@ -202,3 +202,9 @@ def test_a_run_that_has_ended_is_left_alone_until_somebody_asks_for_it(begun, ou
     begun.keep_bundle(*begun.bundle())  # as when it is submitted again
     unfinished.resubmit()
     assert len(control.started) == 1
+
+
+@pytest.mark.parametrize("module", ["server.executor", "server.nodes", "client.node"])
+def test_processes_that_compute_nothing_load_no_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

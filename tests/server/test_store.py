@@ -1,10 +1,14 @@
-"""Proves: a run has one conductor, and a damaged run keeps no other from going on."""
+"""Proves: a run has one conductor, a damaged one keeps no other from going on, a release is a file for everybody."""
 
+import hashlib
 import os
 import threading
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from common import bundle
 from common.errors import ProtocolError
@@ -56,3 +60,25 @@ def test_a_damaged_run_keeps_no_other_from_going_on(tmp_path):
     assert [store.run for store in RunStore.unfinished(home)] == [begun.run]
     begun.end("done")
     assert RunStore.unfinished(home) == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_a_released_model_is_a_file_that_safetensors_reads(tmp_path, size):
+    store = RunStore.open(workplace(tmp_path / "run").run)
+    model = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    store.keep_release(model, 3)
+    assert list(found := load_file(store.directory / "released.safetensors")) == ["model"]
+    assert found["model"].dtype == np.float32
+    assert np.array_equal(found["model"], model)
+    released = store.audit.entries()[-1].record
+    assert (released["event"], released["sha256"]) == ("Released", hashlib.sha256(model.tobytes()).hexdigest())
+
+
+def test_keeping_a_released_model_takes_no_copy_of_it(tmp_path):
+    store, model = RunStore.open(workplace(tmp_path / "run").run), np.ones(4_000_000, np.float32)
+    tracemalloc.start()
+    try:
+        store.keep_release(model, 3)
+        assert tracemalloc.get_traced_memory()[1] < model.nbytes / 4
+    finally:
+        tracemalloc.stop()
