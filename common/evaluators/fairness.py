@@ -56,7 +56,7 @@ def accuracies(tables: Mapping[str, Table]) -> dict[str, Rate]:
 
 
 def rates_by_group(tables: Mapping[str, Table]) -> dict[str, dict[str, Estimate]]:
-    """Every rate of every group, by group and name; each rate's intervals hold for all groups at once."""
+    """`selection_rates` and the others, by group and name; each rate's intervals hold for all groups at once."""
     found: dict[str, dict[str, Estimate]] = {group: {} for group in tables}
     for name, rates_of in _RATES.items():
         if rates := rates_of(tables):
