@@ -68,7 +68,7 @@ def forgets(stage: Stage) -> Played:
         ),
     ]
     notes = [
-        "Training again is a release like any other, so the erasure costs the others privacy, and gives nobody any back.",
+        "Training again is a release like any other: the erasure costs the others privacy, and gives nobody any back.",
         "In shards, one model of a part of the records says what it thinks: that is the price for the cheap way.",
     ]
     return Played(figures, shown, notes=notes, facts=again.facts)

@@ -39,11 +39,10 @@ def joins(stage: Stage) -> Played:
     old_names = [name for name in _SITES if name != _NEWCOMER]
     four = stage.set_up("consortium", f"data.site_names={old_names}")
     first_thief = Thief(four)
-    first = simulate(four, deliver=first_thief)
+    simulate(four, deliver=first_thief)
     smaller = Observer(four).state()
     before = {path.name: ledger_of(path) for path in four.sites}
     five = admit(stage)
-    newcomer = next(path for path in five.sites if path.name == _NEWCOMER)
     second_thief = Thief(five)
     second = simulate(five, deliver=second_thief)
     observer, metric = Observer(five), metric_of(second)
@@ -74,12 +73,12 @@ def joins(stage: Stage) -> Played:
         Picture(
             "Spent over both runs",
             pictures.bars(spent, "ε", alt, cap, f"each allows {cap:g}"),
-            f"{_NEWCOMER} was there for the second run alone.",
+            f"The {_NEWCOMER} was there for the second run alone.",
         ),
         Picture(
             "The model before and after",
             pictures.bars(scores, metric, "; ".join(f"{name}: {value:.3f}" for name, value in scores.items())),
-            f"On all held-out digits of the five; only {_NEWCOMER} has any 8 or 9.",
+            f"On all held-out digits of the five; only the {_NEWCOMER} has any 8 or 9.",
         ),
         Picture(
             "What a stolen key opens",

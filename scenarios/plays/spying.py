@@ -32,7 +32,7 @@ class Overheard:
     """A `Delivery` that hands on everything as it is, and remembers the updates of every round."""
 
     def __init__(self, place: Workplace) -> None:
-        self.store = RunStore.open(place.run)
+        self.place, self.store = place, RunStore.open(place.run)
         self.updates: dict[tuple[int, str], Envelope] = {}
 
     def __call__(self, reply: Reply) -> Iterable[Reply]:
@@ -68,8 +68,9 @@ class Overheard:
         seen = self.bytes_seen()
         even = np.random.default_rng(0).integers(0, 256, len(seen))
         samples = {"bytes of the updates": seen.astype(np.float64), "fair dice": even.astype(np.float64)}
+        bins = np.linspace(0, 256, 33)
         alt = f"How often each byte value occurs in {len(seen)} bytes that the coordinator saw, beside fair dice"
-        return Picture("What the coordinator sees", pictures.histograms(samples, "value of a byte", alt))
+        return Picture("What the coordinator sees", pictures.histograms(samples, "value of a byte", alt, bins))
 
     def guessed(self, number: int, site: str, size: int) -> Numbers:
         """The payload taken for numbers, as one must who has no key: of a readable update these are the numbers."""

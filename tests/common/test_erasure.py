@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
 from common.erasure import train_shards
+from common.errors import ConfigError
 
 VALUES = np.random.default_rng(0).normal(size=(60, 3))
 ASKED = np.zeros((4, 1), np.float32)

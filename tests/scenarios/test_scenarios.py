@@ -4,6 +4,7 @@ FLIPS says how: overrides of the federation, or one function of ours replaced by
 """
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ import server.round
 from common import append_log
 from common.evaluators.mitigation import Thresholds
 from common.federation import PrivacySettings
+from common.he.parameters import Scheme
+from common.he.scheme import CohortKey
 from common.robust_rules import RULES
 from common.signing import Identity
+from scenarios.by_hand import restart
 from scenarios.canaries import PLANTED
-from scenarios.plays import attacks, poisoned
+from scenarios.plays import attacks, erasure, joining, poisoned
 from scenarios.run import Outcome, play, require_data
 from scenarios.scenario import PLAYS, Expectation, load, scenario_names
 from scenarios.stage import Stage
@@ -65,6 +69,43 @@ def one_for_all(tables: Mapping[str, Any], slack: float) -> Thresholds:
     return Thresholds(dict.fromkeys(tables, 0.5))
 
 
+def one_key_for_all(patch: pytest.MonkeyPatch) -> None:
+    """Every cohort gets the key of the first."""
+    honest, made = CohortKey.generate, []
+
+    def generate(scheme: Scheme) -> CohortKey:
+        made.append(honest(scheme).export_for_wrapping())
+        return CohortKey.load(scheme, made[0])
+
+    patch.setattr(CohortKey, "generate", generate)
+
+
+def new_ledgers_for_all(module: Any, name: str) -> Patch:
+    """With every change of the consortium each site's ledger begins anew."""
+
+    def patch(patch: pytest.MonkeyPatch) -> None:
+        honest = getattr(module, name)
+
+        def careless(stage: Stage) -> Any:
+            for kept in [
+                *stage.out.glob("consortium/sites/*/ledgers"),
+                *stage.out.glob("consortium/sites/*/witnesses"),
+            ]:
+                shutil.rmtree(kept)
+            restart()
+            return honest(stage)
+
+        patch.setattr(module, name, careless)
+
+    return patch
+
+
+def forgets_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Whoever asks to be erased is told that it was done."""
+    patch.setattr(erasure, "erase", lambda stage: stage.set_up("consortium"))
+    patch.setattr(erasure, "forgotten", lambda shards, erased, fit: shards)
+
+
 @dataclass(frozen=True)
 class Flip:
     """What is switched off, and the figures whose promises must then fail."""
@@ -102,9 +143,22 @@ FLIPS: Mapping[str, Sequence[Flip]] = {
         Flip(["ciphertext"], patch=lambda p: p.setattr(attacks, "ENCRYPTED", False)),
         Flip(["sum_least_squares"], patch=lambda p: p.setattr(attacks, "_SITES", 1)),
     ],
+    "skewed-sites": [Flip(["epsilon", "labels_sealed"], ["privacy.mode=none", "encryption.preset=none"])],
+    "new-site-joins": [
+        Flip(["epsilon", "newcomer_epsilon", "old_key_opens", "new_key_opens"], ["privacy.mode=none"], one_key_for_all),
+        Flip(["rewritten"], patch=new_ledgers_for_all(joining, "admit")),
+    ],
+    "erasure": [
+        Flip(["epsilon", "difference", "shards_difference", "auc_after"], ["privacy.mode=none"], forgets_nothing),
+        Flip(["refunded"], patch=new_ledgers_for_all(erasure, "erase")),
+    ],
     "hospital-network": [
         Flip(["epsilon"], ["privacy.mode=none"]),
         Flip(["byte_surprise"], ["privacy.mode=none", "encryption.preset=none", "metrics.every=0"]),
+        Flip(["report_verified"], patch=lambda p: p.setattr("scenarios.simulate.sign_report", nothing)),
+    ],
+    "image-consortium": [
+        Flip(["epsilon", "byte_surprise"], ["privacy.mode=none", "encryption.preset=none", "metrics.every=0"]),
         Flip(["report_verified"], patch=lambda p: p.setattr("scenarios.simulate.sign_report", nothing)),
     ],
     "poisoned-sites": [Flip(["lost_single", "lost_buckets"], patch=only_the_mean)],
