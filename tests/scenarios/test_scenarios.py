@@ -4,7 +4,6 @@ FLIPS says how: overrides of the federation, or one function of ours replaced by
 """
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,30 +79,30 @@ def one_key_for_all(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CohortKey, "generate", generate)
 
 
-def new_ledgers_for_all(module: Any, name: str) -> Patch:
-    """With every change of the consortium each site's ledger begins anew."""
+def new_ledgers(patch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+    """When the consortium changes, each site's ledger begins anew."""
+    honest = getattr(module, name)
 
-    def patch(patch: pytest.MonkeyPatch) -> None:
-        honest = getattr(module, name)
+    def careless(stage: Stage) -> Any:
+        for kept in ("ledgers/*.jsonl", "witnesses/*.json"):
+            for path in stage.out.glob(f"consortium/sites/*/{kept}"):
+                path.unlink()
+        restart()
+        return honest(stage)
 
-        def careless(stage: Stage) -> Any:
-            for kept in [
-                *stage.out.glob("consortium/sites/*/ledgers"),
-                *stage.out.glob("consortium/sites/*/witnesses"),
-            ]:
-                shutil.rmtree(kept)
-            restart()
-            return honest(stage)
+    patch.setattr(module, name, careless)
 
-        patch.setattr(module, name, careless)
 
-    return patch
+def joins_carelessly(patch: pytest.MonkeyPatch) -> None:
+    one_key_for_all(patch)
+    new_ledgers(patch, joining, "admit")
 
 
 def forgets_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Whoever asks to be erased is told that it was done."""
+    """Whoever asks to be erased is told that it was done, and what was spent is written off."""
     patch.setattr(erasure, "erase", lambda stage: stage.set_up("consortium"))
     patch.setattr(erasure, "forgotten", lambda shards, erased, fit: shards)
+    new_ledgers(patch, erasure, "erase")
 
 
 @dataclass(frozen=True)
@@ -145,12 +144,18 @@ FLIPS: Mapping[str, Sequence[Flip]] = {
     ],
     "skewed-sites": [Flip(["epsilon", "labels_sealed"], ["privacy.mode=none", "encryption.preset=none"])],
     "new-site-joins": [
-        Flip(["epsilon", "newcomer_epsilon", "old_key_opens", "new_key_opens"], ["privacy.mode=none"], one_key_for_all),
-        Flip(["rewritten"], patch=new_ledgers_for_all(joining, "admit")),
+        Flip(
+            ["rewritten", "epsilon", "newcomer_epsilon", "old_key_opens", "new_key_opens"],
+            ["privacy.epsilon=4", "simulation.site_epsilon=30"],
+            joins_carelessly,
+        )
     ],
     "erasure": [
-        Flip(["epsilon", "difference", "shards_difference", "auc_after"], ["privacy.mode=none"], forgets_nothing),
-        Flip(["refunded"], patch=new_ledgers_for_all(erasure, "erase")),
+        Flip(
+            ["difference", "shards_difference", "auc_after", "refunded", "epsilon"],
+            ["privacy.epsilon=4", "simulation.site_epsilon=30"],
+            forgets_nothing,
+        )
     ],
     "hospital-network": [
         Flip(["epsilon"], ["privacy.mode=none"]),
@@ -158,8 +163,11 @@ FLIPS: Mapping[str, Sequence[Flip]] = {
         Flip(["report_verified"], patch=lambda p: p.setattr("scenarios.simulate.sign_report", nothing)),
     ],
     "image-consortium": [
-        Flip(["epsilon", "byte_surprise"], ["privacy.mode=none", "encryption.preset=none", "metrics.every=0"]),
-        Flip(["report_verified"], patch=lambda p: p.setattr("scenarios.simulate.sign_report", nothing)),
+        Flip(
+            ["epsilon", "byte_surprise", "report_verified"],
+            ["privacy.mode=none", "encryption.preset=none", "metrics.every=0"],
+            lambda p: p.setattr("scenarios.simulate.sign_report", nothing),
+        )
     ],
     "poisoned-sites": [Flip(["lost_single", "lost_buckets"], patch=only_the_mean)],
     "unfair-site": [
