@@ -18,6 +18,11 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#b3261e", "#8cc5e8", "#52606d", "#c
 _CELL, _GAP = 3, 5  # of a small image, in units of the drawing
 
 
+def said(values: Mapping[str, float]) -> str:
+    """The values in words, for whoever cannot see the figure."""
+    return "; ".join(f"{name}: {value:.3g}" for name, value in values.items())
+
+
 def bars(values: Mapping[str, float], label: str, alt: str, line: float | None = None, said: str = "") -> str:
     """One bar a row.   line: a limit across all of them, called `said`."""
 

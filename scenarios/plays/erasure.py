@@ -1,6 +1,5 @@
 """Records that must be forgotten: everything trained again without them, or, in shards, only what saw them."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,11 +27,9 @@ Places = NDArray[np.int64]
 def patients(site: str, erased: bool = False) -> Records:
     """One hospital's patients. erased: without the one who asked for it."""
     records = read_heart(HEART_TABLE, site)
-    return (
-        records.subset(np.arange(len(records)) != _patient(records))
-        if erased and site == _PATIENTS_HOSPITAL
-        else records
-    )
+    if not erased or site != _PATIENTS_HOSPITAL:
+        return records
+    return records.subset(np.arange(len(records)) != _patient(records))
 
 
 def forgets(stage: Stage) -> Played:
@@ -58,18 +55,18 @@ def forgets(stage: Stage) -> Played:
         *again.pictures,
         Picture(
             "Members told from others",
-            pictures.bars(areas, "AUC of the attack", _said(areas), 0.5, "guessing"),
+            pictures.bars(areas, "AUC of the attack", pictures.said(areas), 0.5, "guessing"),
             "The strongest common attack (LiRA) on the shards' models.",
         ),
         Picture(
             "Records to train on again",
-            pictures.bars(work, "records", _said(work)),
+            pictures.bars(work, "records", pictures.said(work)),
             f"{len(shards.erased)} of {shards.before.trained} records are erased.",
         ),
     ]
     notes = [
         "Training again is a release like any other: the erasure costs the others privacy, and gives nobody any back.",
-        "In shards, one model of a part of the records says what it thinks: that is the price for the cheap way.",
+        "In shards every model has seen a part of the records only: that is what the cheap way costs.",
     ]
     return Played(figures, shown, notes=notes, facts=again.facts)
 
@@ -109,8 +106,8 @@ def _train_again(stage: Stage) -> Played:
     spent |= {f"{path.name}, after": Site.open(path).ledger.epsilon for path in place.sites}
     spent = dict(sorted(spent.items(), key=lambda each: (each[0].split(",")[0], "after" in each[0])))
     cap = stage.simulation().simulation.site_epsilon
-    shown = Picture("Spent, and not given back", pictures.bars(spent, "ε", _said(spent), cap, f"each allows {cap:g}"))
-    return Played(figures, [shown], facts=kept(report))
+    drawn = pictures.bars(spent, "ε", pictures.said(spent), cap, f"each allows {cap:g}")
+    return Played(figures, [Picture("Spent, and not given back", drawn)], facts=kept(report))
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +168,3 @@ def _patient(records: Records) -> int:
     """The first patient who is trained on, so that it matters."""
     training, _ = split(records, 0.3, 0)
     return int(np.flatnonzero((records.features == training.features[0]).all(axis=1))[0])
-
-
-def _said(values: Mapping[str, float]) -> str:
-    return "; ".join(f"{name}: {value:.3g}" for name, value in values.items())

@@ -68,21 +68,20 @@ def joins(stage: Stage) -> Played:
         "gain": scores["with the newcomer"] - scores["four sites"],
     }
     cap = stage.simulation().simulation.site_epsilon
-    alt = f"ε spent by each site over both runs: {'; '.join(f'{name} {value:.2f}' for name, value in spent.items())}"
     shown = [
         Picture(
             "Spent over both runs",
-            pictures.bars(spent, "ε", alt, cap, f"each allows {cap:g}"),
+            pictures.bars(spent, "ε", pictures.said(spent), cap, f"each allows {cap:g}"),
             f"The {_NEWCOMER} was there for the second run alone.",
         ),
         Picture(
             "The model before and after",
-            pictures.bars(scores, metric, "; ".join(f"{name}: {value:.3f}" for name, value in scores.items())),
+            pictures.bars(scores, metric, pictures.said(scores)),
             f"On all held-out digits of the five; only the {_NEWCOMER} has any 8 or 9.",
         ),
         Picture(
             "What a stolen key opens",
-            pictures.bars(heard, "correlation with the true sum", "; ".join(f"{k}: {v:.2f}" for k, v in heard.items())),
+            pictures.bars(heard, "correlation with the true sum", pictures.said(heard)),
             "The best of all rounds. The thief holds every sum, and all that lifts their masks.",
         ),
     ]

@@ -1,7 +1,9 @@
 """Sites whose labels differ: what that costs in the clear and under privacy, and who may learn of it."""
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -45,93 +47,93 @@ _WAYS: Mapping[str, Mapping[str, object]] = {
         "training.server_momentum": 0.9,
     },
 }
-_LAWS = {"even": "iid", "skewed": "dirichlet"}
+_SKEWED, _CLASSES = "dirichlet", 10
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One run. told: how like the sites' labels are to what the first updates look like. labels: (sites, classes)."""
+
+    place: Workplace
+    report: Mapping[str, Any]
+    told: float
+    labels: Floats
+
+    @property
+    def accuracy(self) -> float:
+        return _accuracy(self.report["final"])
 
 
 def skewed(stage: Stage) -> Played:
     """Every way of training on even and on skewed sites; outside of `--quick` over three splits."""
-    found: dict[tuple[str, str], list[float]] = {}
-    alone: list[float] = []
-    spent: list[float] = []
-    told: dict[str, list[float]] = {way: [] for way in _WAYS}
-    for split in range(1 if stage.quick else 3):
-        for way, settings in _WAYS.items():
-            for name, law in _LAWS.items():
-                changes = {**settings, "data.partition": law, "data.seed": split}
-                place = stage.set_up(f"{split}-{law}-{way}", *(f"{key}={value}" for key, value in changes.items()))
-                heard = Overheard(place)
-                report = simulate(place, deliver=heard)
-                found.setdefault((way, name), []).append(_accuracy(report["final"]))
-                if way != _CLEAR:
-                    spent.append(most_spent(place.sites, report))
-                if name == "skewed":
-                    last, labels = report, _label_shares(place)
-                    told[way].append(_told(heard, labels))
-                    alone += _alone(place) if way == _CLEAR else []
-    means = {each: statistics.mean(values) for each, values in found.items()}
-    cost = {way: means[way, "even"] - means[way, "skewed"] for way in _WAYS}
+    splits, laws = range(1 if stage.quick else 3), ("iid", _SKEWED)
+    trials = {each: [_tried(stage, *each, split) for split in splits] for each in product(_WAYS, laws)}
+    means = {each: statistics.mean(trial.accuracy for trial in found) for each, found in trials.items()}
+    cost = {way: means[way, "iid"] - means[way, _SKEWED] for way in _WAYS}
+    told = {way: [trial.told for trial in trials[way, _SKEWED]] for way in _WAYS}
+    private = [trial for (way, _), found in trials.items() if way != _CLEAR for trial in found]
+    labels = trials[_SHARES, _SKEWED][0].labels
     figures = {
-        "epsilon": max(spent),
+        "epsilon": max(most_spent(trial.place.sites, trial.report) for trial in private),
         "labels_sealed": max(told[_SHARES] + told[_OWN]),
         "labels_readable": min(told[_CLEAR]),
         "skew": float(np.abs(labels - labels.mean(axis=0)).sum(axis=1).mean() / 2),
         "extra_shares": cost[_SHARES] - cost[_CLEAR],
         "extra_own": cost[_OWN] - cost[_CLEAR],
-        "shares": means[_SHARES, "skewed"],
-        "gain_over_alone": means[_SHARES, "skewed"] - max(alone),
+        "shares": means[_SHARES, _SKEWED],
+        "gain_over_alone": means[_SHARES, _SKEWED] - max(_best_alone(trial) for trial in trials[_CLEAR, _SKEWED]),
     }
-    shown = {f"{way}, {name}": value for (way, name), value in means.items()}
-    lost = {way: 100 * value for way, value in cost.items()}
-    reads = {way: max(values) for way, values in told.items()}
-    sites = [path.name for path in place.sites]
-    return Played(
-        figures,
-        [
-            Picture(
-                "Who has which digits",
-                pictures.grid(sites, [str(digit) for digit in range(labels.shape[1])], labels, _said("labels", shown)),
-                "Of every site's digits, per cent.",
-            ),
-            Picture("The model", pictures.bars(shown, "accuracy", _said("accuracy", shown))),
-            Picture(
-                "What skew costs",
-                pictures.bars(lost, "points of accuracy", _said("points", lost)),
-                "Below 0 the skewed sites did better than the even ones.",
-            ),
-            Picture(
-                "What an update tells of a site's labels",
-                pictures.bars(reads, "correlation", _said("correlation", reads), 0.6, "chance"),
-                "The last layer's biases in the first round, against the labels of all sites.",
-            ),
-        ],
-        facts=kept(last),
-    )
+    last = trials[_SHARES, _SKEWED][-1]
+    return Played(figures, _pictures(last.place, labels, means, cost, told), facts=kept(last.report))
+
+
+def _tried(stage: Stage, way: str, law: str, split: int) -> _Trial:
+    changes = {**_WAYS[way], "data.partition": law, "data.seed": split}
+    where = f"{law}-{way.replace(' ', '-')}-{split}"
+    place = stage.set_up(where, *(f"{key}={value}" for key, value in changes.items()))
+    heard = Overheard(place)
+    report = simulate(place, deliver=heard)
+    records = [Site.open(path).training_records.labels for path in place.sites]
+    labels = np.stack([np.bincount(each, minlength=_CLASSES) / len(each) for each in records])
+    size = report["wire"]["parameters"]
+    biases = np.stack([heard.guessed(1, path.name, size)[-_CLASSES:] for path in place.sites])
+    return _Trial(place, report, likeness(biases.reshape(-1), labels.reshape(-1)), labels)
+
+
+def _best_alone(trial: _Trial) -> float:
+    """The best that any site comes to by itself, on everybody's held-out records."""
+    observer = Observer(trial.place)
+    models = [baselines.alone(observer.plan, site.training_records) for site in observer.sites]
+    return max(_accuracy(observer.score(model, observer.pooled)) for model in models)
 
 
 def _accuracy(metrics: Mapping[str, Any]) -> float:
     return float(metrics["accuracy"]["value"])
 
 
-def _label_shares(place: Workplace) -> Floats:
-    """(sites, classes): of every site's training records, how large a share each class has."""
-    records = [Site.open(path).training_records.labels for path in place.sites]
-    return np.stack([np.bincount(labels, minlength=10) / len(labels) for labels in records])
-
-
-def _told(heard: Overheard, labels: Floats) -> float:
-    """How like the labels are to the last layer's biases in the first updates, as whoever carries them reads them."""
-    size = Observer(heard.place).state().model.size
-    sites = [path.name for path in heard.place.sites]
-    seen = np.stack([heard.guessed(1, site, size)[-labels.shape[1] :] for site in sites])
-    return likeness(seen.reshape(-1), labels.reshape(-1))
-
-
-def _alone(place: Workplace) -> list[float]:
-    """Each site's own model, on everybody's held-out records."""
-    observer = Observer(place)
-    models = [baselines.alone(observer.plan, site.training_records) for site in observer.sites]
-    return [_accuracy(observer.score(model, observer.pooled)) for model in models]
-
-
-def _said(what: str, values: Mapping[str, float]) -> str:
-    return f"{what}: {'; '.join(f'{name} {value:.3g}' for name, value in values.items())}"
+def _pictures(
+    place: Workplace,
+    labels: Floats,
+    means: Mapping[tuple[str, str], float],
+    cost: Mapping[str, float],
+    told: Mapping[str, Sequence[float]],
+) -> list[Picture]:
+    sites, digits = [path.name for path in place.sites], [str(digit) for digit in range(_CLASSES)]
+    shown = {f"{way}, {'even' if law == 'iid' else 'skewed'}": value for (way, law), value in means.items()}
+    lost = {way: 100 * value for way, value in cost.items()}
+    reads = {way: max(values) for way, values in told.items()}
+    alt = f"How large a share of its records each of {len(sites)} sites has of each digit"
+    return [
+        Picture("Who has which digits", pictures.grid(sites, digits, labels, alt), "Of every site's digits, per cent."),
+        Picture("The model", pictures.bars(shown, "accuracy", pictures.said(shown))),
+        Picture(
+            "What skew costs",
+            pictures.bars(lost, "points of accuracy", pictures.said(lost)),
+            "Below 0 the skewed sites did better than the even ones.",
+        ),
+        Picture(
+            "What an update tells of a site's labels",
+            pictures.bars(reads, "correlation", pictures.said(reads), 0.6, "chance"),
+            "The last layer's biases in the first round, against the labels of all sites.",
+        ),
+    ]
