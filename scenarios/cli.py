@@ -222,9 +222,10 @@ def _show_evaluation(result: Mapping[str, Any]) -> str:
 def _run(chosen: argparse.Namespace) -> Mapping[str, Any]:
     from rich.console import Console
 
+    from common.roster import COORDINATOR
     from scenarios.data import public_shape
     from scenarios.progress import Progress
-    from server.report import write_report
+    from server.signature import keep_copy
     from server.submit import complete, follow, submit
 
     settings = _simulation(chosen)
@@ -238,13 +239,16 @@ def _run(chosen: argparse.Namespace) -> Mapping[str, Any]:
         return {"run": run, "outcome": "submitted"}
     out = chosen.out or Path("runs") / f"{plan.federation.name}-{datetime.now():%Y%m%d-%H%M%S}"
     report: dict[str, Any] = {}
+    copies: Mapping[str, str] = {}
     with Progress(Console(stderr=True), plan.last_round).shown() as progress:
         for kind, value in follow(account.control, run):
             if kind == "round":
                 progress({**value, "metrics": value.get("reported", {})})
+            elif kind == "signed":
+                copies = value
             elif kind == "report":
                 report = value | {"report": str(out / "report.html")}
-    write_report(out, report)
+    keep_copy(out, copies, account.roster.public_key_of(COORDINATOR).hex())
     return report
 
 

@@ -18,6 +18,11 @@ COLOURS = ("#0072b2", "#e69f00", "#009e73", "#b3261e", "#8cc5e8", "#52606d", "#c
 _CELL, _GAP = 3, 5  # of a small image, in units of the drawing
 
 
+def said(values: Mapping[str, float]) -> str:
+    """The values in words, for whoever cannot see the figure."""
+    return "; ".join(f"{name}: {value:.3g}" for name, value in values.items())
+
+
 def bars(values: Mapping[str, float], label: str, alt: str, line: float | None = None, said: str = "") -> str:
     """One bar a row.   line: a limit across all of them, called `said`."""
 
@@ -26,7 +31,8 @@ def bars(values: Mapping[str, float], label: str, alt: str, line: float | None =
         ax.barh(range(len(names)), list(values.values()), 0.62, color=COLOURS[0])
         widest = max([*values.values(), line or 0.0])
         for place, value in enumerate(values.values()):
-            ax.annotate(f"{value:.3g}", (max(value, 0.0), place), (4, 0), textcoords="offset points", va="center")
+            told = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+            ax.annotate(told, (max(value, 0.0), place), (4, 0), textcoords="offset points", va="center")
         if line is not None:
             ax.axvline(line, color=COLOURS[3], linewidth=1.2, linestyle=(0, (4, 3)))
             ax.annotate(said, (line, 0), (3, 2), ("data", "axes fraction"), "offset points", color=COLOURS[3])
@@ -85,11 +91,13 @@ def lines(
     return draw(2.9, alt, paint)
 
 
-def histograms(samples: Mapping[str, NDArray[np.float64]], label: str, alt: str) -> str:
-    """How often each value occurs, one outline a sample, all over the same bins."""
+def histograms(
+    samples: Mapping[str, NDArray[np.float64]], label: str, alt: str, bins: int | NDArray[np.float64] = 40
+) -> str:
+    """How often each value occurs, one outline a sample, all over the same bins: so many, or between these edges."""
 
     def paint(ax: "Axes") -> None:
-        edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), 40)
+        edges = np.histogram_bin_edges(np.concatenate(list(samples.values())), bins)
         for place, (name, values) in enumerate(samples.items()):
             heights = np.histogram(values, edges)[0] / len(values)
             ax.stairs(heights, edges, color=COLOURS[place], fill=True, alpha=0.35, label=name)

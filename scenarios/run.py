@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.signing import Identity
-from scenarios.fetch import find
+from scenarios.fetch import DOWNLOADS, find
 from scenarios.scenario import Scenario
 from scenarios.scenario_page import write_index, write_page
 from scenarios.simulation import identity_at
@@ -76,13 +76,14 @@ def run_all(
     skipped: list[str] = []
     identity = identity_at(out / "coordinator")
     for scenario in scenarios:
+        stage = Stage(scenario, out / scenario.name, quick, tuple(overrides))
         try:
-            require_data(scenario)
+            require_data(stage)
         except ConfigError as error:
             skipped.append(f"{scenario.name}: {error.message} ({error.hint})")
             say(f"{scenario.name:<24} skipped: {error.message}")
             continue
-        outcome = play(Stage(scenario, out / scenario.name, quick, tuple(overrides)), identity)
+        outcome = play(stage, identity)
         done.append(outcome.to_json() | {"title": scenario.title, "question": scenario.question})
         say(f"{scenario.name:<24} {'passed' if outcome.passed else 'FAILED'}  {outcome.seconds:6.1f} s")
         for row in outcome.rows:
@@ -104,10 +105,11 @@ def play(stage: Stage, identity: Identity) -> Outcome:
     return outcome
 
 
-def require_data(scenario: Scenario) -> None:
+def require_data(stage: Stage) -> None:
     """Raises ConfigError when the scenario needs a data set that is not on this machine; nothing is downloaded."""
-    for name in scenario.needs:
-        find(name)
+    data = stage.simulation().data
+    if data.loader in DOWNLOADS:
+        find(data.loader, data.directory)
 
 
 def worst_exit(result: Mapping[str, Any]) -> int:

@@ -76,7 +76,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Scenario:
-    """about: how it is played, for the page. seconds: of `--quick`, about, on two cores. needs: data not shipped."""
+    """about: how it is played, for the page. seconds: of `--quick`, about, on two cores."""
 
     name: str
     title: str
@@ -87,7 +87,6 @@ class Scenario:
     expect: tuple[Expectation, ...]
     event: tuple[Event, ...] = ()
     federation: str = "heart"
-    needs: tuple[Literal["mnist"], ...] = ()
     setup: Mapping[str, Any] = field(default_factory=dict)
     quick: Mapping[str, Any] = field(default_factory=dict)
 

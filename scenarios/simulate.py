@@ -78,8 +78,12 @@ class Observer:
         store = RunStore.open(self.workplace.run)
         if self.plan.encryption.preset == "none":
             return store.state() or ModelState.initial(parameters_of(build(self.plan.model)))
-        runs = [SiteRun.open(site.directory / "runs", store.run) for site in self.sites]
-        return max(runs, key=lambda run: run.version().round_number).state()
+        return self.furthest(store.run).state()
+
+    def furthest(self, run: bytes) -> SiteRun:
+        """The run at the site that has applied most of it; others may have missed rounds, or never joined."""
+        site = max(self.sites, key=lambda site: SiteRun.applied(site, run))
+        return SiteRun.open(site.directory / "runs", run)
 
     def metrics(self) -> Metrics:
         """Of the model as it stands; where a rule watches it, also how far its outputs moved since the last time."""
@@ -187,10 +191,9 @@ def _site_row(observer: Observer, site: Site, traffic: list[dict[str, Any]]) -> 
 
 def _measured(observer: Observer, parameters: int, store: RunStore) -> dict[str, Any]:
     """The bytes of the last update that a site really sent."""
-    site = observer.sites[0]
     if observer.plan.encryption.preset == "none":
         return {}
-    run = SiteRun.open(site.directory / "runs", store.run)
+    run = observer.furthest(store.run)
     sent = len(run.sealed_update(run.state().round_number) or b"")
     return {"bytes_per_update": sent, "bytes_up_per_parameter": sent / parameters}
 

@@ -40,7 +40,7 @@ from server.observed import Watch
 from server.outcome import report_of
 from server.polling import Patience, PollingGrid
 from server.report import write_report
-from server.signature import sign_report
+from server.signature import copy_of, sign_report
 from server.store import RunStore
 
 _RUN_BYTES = 16
@@ -107,11 +107,12 @@ def conduct(home: Path, task: Task) -> None:
         watch.ended(error)
         store.end(error.code)
         raise
-    report = report_of(store, outcome.links, "deploy") | {"report": str(store.directory / "report.html")}
+    report = report_of(store, outcome.links, "deploy")
     write_report(store.directory, report)
     sign_report(store.directory, store.identity)
     watch.ended()
     store.end("done")
+    task.say("signed", copy_of(store.directory))
     task.say("report", report)
 
 

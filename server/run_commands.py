@@ -67,7 +67,8 @@ def _logs(chosen: argparse.Namespace) -> Mapping[str, Any]:
     run = find(control, chosen.run).run
     out = sys.stderr if chosen.json else sys.stdout
     for kind, value in follow(control, run):
-        print(json.dumps({kind: value}), file=out, flush=True)
+        if kind != "signed":  # the report's own files, which `veilfed run` keeps
+            print(json.dumps({kind: value}), file=out, flush=True)
     return {"run": run, "outcome": "done"}
 
 

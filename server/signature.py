@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.commands import NotVerified
-from common.errors import ConfigError, FederationError, PrivacyError
+from common.errors import ConfigError, FederationError, PrivacyError, ProtocolError
 from common.files import write_atomically
 from common.signed_json import SignedJson, signed_table
 from common.signing import Identity
@@ -68,6 +68,26 @@ def verify_report(directory: Path, key: str = "") -> SignedReport:
     if dict(said) != _said(directory):
         raise NotVerified("the signature says something else than the report", SIGNATURE)
     return SignedReport(said, signers[0])
+
+
+def copy_of(directory: Path) -> dict[str, str]:
+    """The report, its page and its signature, file by file, for somebody who does not see this disk."""
+    return {name: (directory / name).read_bytes().decode() for name in (*FILES, SIGNATURE)}
+
+
+def keep_copy(directory: Path, files: Mapping[str, str], key: str) -> SignedReport:
+    """Write what `copy_of` gave, and verify it there. key: who must have signed, hexadecimal.
+
+    Raises ProtocolError when it is not those three files, NotVerified when they are not what that key signed.
+    """
+    if set(files) != {*FILES, SIGNATURE} or not all(isinstance(text, str) for text in files.values()):
+        raise ProtocolError(
+            "the coordinator sent no signed report", "it may be another version; its own copy is in runs/RUN there"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        write_atomically(directory / name, text.encode(), mode=0o644)
+    return verify_report(directory, key)
 
 
 def require_claim_stands(said: Mapping[str, Any]) -> None:

@@ -58,7 +58,8 @@ def find(control: Control, run: str) -> Submitted:
 def follow(control: Control, run: str) -> Iterator[tuple[str, Any]]:
     """Each event of the run once, until it ends, across every restart of the coordinator: (`round`, record), ...
 
-    The last one is (`report`, report). Raises the error that stopped the run.
+    The last two are (`signed`, the files of the report: see `signature.copy_of`) and (`report`, report). Raises the
+    error that stopped the run.
     """
     seen: set[int] = set()
     told: Counter[int] = Counter()  # events of each submission: after a cut line it is read from its beginning again

@@ -96,6 +96,7 @@ class Run:
     def __init__(self, consortium: "Deployment", number: str) -> None:
         self.number, self.consortium = number, consortium
         self.rounds: list[int] = []
+        self.signed: Mapping[str, str] = {}
         self._report: dict[str, Any] = {}
         self._error: FederationError | None = None
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -106,6 +107,8 @@ class Run:
             for kind, value in follow(Account.of(self.consortium.home).control, self.number):
                 if kind == "round":
                     self.rounds.append(value["round"])
+                elif kind == "signed":
+                    self.signed = value
                 elif kind == "report":
                     self._report = value
         except FederationError as error:

@@ -1,6 +1,7 @@
 """What outlives a run: a budget that is spent, and a disk that is put back to where it was."""
 
 import shutil
+from contextlib import suppress
 
 from client.site import Site
 from common.errors import FederationError
@@ -9,6 +10,7 @@ from scenarios.by_hand import restart
 from scenarios.plays.models import kept
 from scenarios.simulate import simulate
 from scenarios.stage import Picture, Played, Stage, Table
+from server.store import RunStore
 
 
 def exhausted(stage: Stage) -> Played:
@@ -34,7 +36,7 @@ def exhausted(stage: Stage) -> Played:
     return Played(
         figures,
         [Picture("After both runs", pictures.bars(spent, "ε spent", alt, limit, f"limit {limit:g}"))],
-        [Table("The second run", ("asked", "answer"), (("the same again", said or "done"),))],
+        [Table("The second run", ("asked", "answer"), (("the same again", said or "it trains"),))],
         facts=kept(report),
     )
 
@@ -57,17 +59,20 @@ def rolled_back(stage: Stage) -> Played:
         Site.open(victim).ledger  # noqa: B018 - opening it is the question
     except FederationError as error:
         noticed = f"{error.code}: {error.message}"
-    third, said = stage.set_up("run"), ""
-    report = {}
-    try:
-        report = simulate(third)
-    except FederationError as error:
-        said = f"{error.code}: {error.message}"
-    summed = {site for record in report.get("rounds", []) for site in record["sites"]}
+    third = stage.set_up("run")
+    with suppress(FederationError):  # no report of that run: it would have to tell what that ledger has spent
+        simulate(third)
+    store = RunStore.open(third.run)
+    summed = {site for record in store.rounds() for site in record["sites"]}
+    gathered = [entry.record for entry in store.audit.entries() if entry.record["event"] == "SitesGathered"]
+    said = "; ".join(gathered[-1]["refused"])
     figures = {
         "noticed": float(bool(noticed)),
         "trained_again": float(victim.name in summed),
         "spent_before": spent,
     }
-    rows = (("opens its ledger", noticed or "as if nothing had happened"), ("is asked for a third run", said or "done"))
+    rows = (
+        ("opens its ledger", noticed or "as if nothing had happened"),
+        ("is asked for a third run", said or "it trains"),
+    )
     return Played(figures, [], [Table(f"What {victim.name} does", ("it", "answer"), rows)])

@@ -18,6 +18,8 @@ from scenarios.stage import Picture, Played, Stage, Table
 from server.signature import verify_report
 from server.store import RunStore
 
+_CURVES, _ROWS = 7, 20  # most in one picture, in one table
+
 
 def baseline(stage: Stage) -> Played:
     """All sites together in the clear, against each alone."""
@@ -156,12 +158,17 @@ def by_round(report: Mapping[str, Any]) -> Picture:
 
 
 def spent_by_round(report: Mapping[str, Any]) -> Picture:
+    """Every ledger, or, where the curves would be too many, the fullest and the emptiest of each round."""
     spent: dict[str, dict[float, float]] = {}
     for entry in report["rounds"]:
         for site, value in entry["epsilon"].items():
             spent.setdefault(site, {})[entry["round"]] = value
-    limit = report["config"]["privacy"]["epsilon"]
-    alt = f"epsilon of {len(spent)} ledgers after each round, all under {limit:g}"
+    if len(spent) > _CURVES:
+        each = [(entry["round"], entry["epsilon"].values()) for entry in report["rounds"] if entry["epsilon"]]
+        spent = {"most": {r: max(values) for r, values in each}, "least": {r: min(values) for r, values in each}}
+    config = report["config"]
+    limit = config["simulation"]["site_epsilon"] or config["privacy"]["epsilon"]
+    alt = f"epsilon of {len(report['sites'])} ledgers after each round, all under {limit:g}"
     return Picture("Privacy spent", pictures.lines(spent, "round", "ε spent", alt, limit, f"limit {limit:g}"))
 
 
@@ -173,9 +180,13 @@ def kept(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rounds_table(report: Mapping[str, Any]) -> Table:
-    """Who was summed in each round, and who was left out and why."""
+    """Who was summed in each round, and who was left out and why; of many rounds only those that missed somebody."""
+    rounds, caption = report["rounds"], ""
+    if len(rounds) > _ROWS:
+        rounds = [each for each in rounds if each["left_out"]]
+        caption = f"In all others of {len(report['rounds'])} rounds nobody was left out."
     rows = tuple(
         (r["round"], len(r["sites"]), "; ".join(f"{o['site']}: {o['reason']}" for o in r["left_out"]) or "nobody")
-        for r in report["rounds"]
+        for r in rounds
     )
-    return Table("Round by round", ("round", "sites summed", "left out"), rows)
+    return Table("Round by round", ("round", "sites summed", "left out"), rows, caption)

@@ -1,10 +1,12 @@
 """Coordinator and four sites as real processes on real sockets: the same model as in one process, and no secret out."""
 
 import base64
+import json
 import os
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,12 @@ from client.local_socket import SOCKET
 from client.site import Site
 from client.start import listens
 from common.keystore import load_secret
+from common.roster import COORDINATOR, Roster
 from common.supervisor import environment, module, status
 from scenarios.public_sets import HEART_TABLE
 from scenarios.simulate import simulate
 from scenarios.simulation import set_up
+from server.signature import keep_copy
 from server.store import RunStore
 from tests.deployment import LOCKED, PASSPHRASE, Deployment, Run, eventually
 
@@ -107,17 +111,18 @@ def test_the_model_is_bit_for_bit_that_of_one_process_and_the_ledgers_agree(depl
 def test_a_different_draw_of_noise_would_be_another_model(deployment, whole, tmp_path):
     """Else the test above would compare what no randomness went into."""
     run, _ = whole
-    other = set_up(
-        deployment.settings.__class__(
-            **{
-                **vars(deployment.settings),
-                "simulation": deployment.settings.simulation.__class__(False, 0.0, 8),
-            }
-        ),
-        tmp_path / "other",
-    )
+    redrawn = replace(deployment.settings.simulation, insecure_randomness=8)
+    other = set_up(replace(deployment.settings, simulation=redrawn), tmp_path / "other")
     simulate(other)
     assert (other.run / "released.safetensors").read_bytes() != (run.place / "released.safetensors").read_bytes()
+
+
+def test_whoever_follows_the_run_has_the_report_as_its_coordinator_signed_it(deployment, whole, tmp_path):
+    run, _ = whole
+    key = Roster.read(deployment.home / "roster.json").public_key_of(COORDINATOR).hex()
+    keep_copy(tmp_path, run.signed, key)
+    assert deployment.give("report", "verify", tmp_path)["signer"] == key
+    assert json.loads((tmp_path / "report.json").read_bytes())["rounds"] == run.report()["rounds"]
 
 
 def test_both_sides_logs_are_whole(deployment, whole):

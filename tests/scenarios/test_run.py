@@ -79,7 +79,7 @@ def test_what_needs_data_that_is_not_there_is_skipped_and_named(plays, tmp_path,
     monkeypatch.setenv("VEILFED_DATA", str(tmp_path / "nowhere"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     plays(leak=0.5, use=1.0)
-    result = run_all([scenario(needs=("mnist",))], tmp_path, quick=True)
+    result = run_all([scenario(federation="mnist")], tmp_path, quick=True)
     assert result["scenarios"] == []
     assert "mnist" in result["skipped"][0]
 

@@ -17,10 +17,13 @@ import server.round
 from common import append_log
 from common.evaluators.mitigation import Thresholds
 from common.federation import PrivacySettings
+from common.he.parameters import Scheme
+from common.he.scheme import CohortKey
 from common.robust_rules import RULES
 from common.signing import Identity
+from scenarios.by_hand import restart
 from scenarios.canaries import PLANTED
-from scenarios.plays import attacks, poisoned
+from scenarios.plays import attacks, erasure, joining, poisoned
 from scenarios.run import Outcome, play, require_data
 from scenarios.scenario import PLAYS, Expectation, load, scenario_names
 from scenarios.stage import Stage
@@ -56,13 +59,50 @@ def only_the_mean(patch: pytest.MonkeyPatch) -> None:
 
 def learns_by_heart(patch: pytest.MonkeyPatch) -> None:
     """The training of epsilon 4 becomes the one without privacy."""
-    off = {"PRIVATE": attacks._BY_HEART, "CLAIMED": PrivacySettings(mode="none"), "WIDTH": 256}
+    off = {"PRIVATE": attacks.BY_HEART, "CLAIMED": PrivacySettings(mode="none"), "WIDTH": 256}
     for name, value in off.items():
         patch.setattr(attacks, name, value)
 
 
 def one_for_all(tables: Mapping[str, Any], slack: float) -> Thresholds:
     return Thresholds(dict.fromkeys(tables, 0.5))
+
+
+def one_key_for_all(patch: pytest.MonkeyPatch) -> None:
+    """Every cohort gets the key of the first."""
+    honest, made = CohortKey.generate, []
+
+    def generate(scheme: Scheme) -> CohortKey:
+        made.append(honest(scheme).export_for_wrapping())
+        return CohortKey.load(scheme, made[0])
+
+    patch.setattr(CohortKey, "generate", generate)
+
+
+def new_ledgers(patch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+    """When the consortium changes, each site's ledger begins anew."""
+    honest = getattr(module, name)
+
+    def careless(stage: Stage) -> Any:
+        for kept in ("ledgers/*.jsonl", "witnesses/*.json"):
+            for path in stage.out.glob(f"consortium/sites/*/{kept}"):
+                path.unlink()
+        restart()
+        return honest(stage)
+
+    patch.setattr(module, name, careless)
+
+
+def joins_carelessly(patch: pytest.MonkeyPatch) -> None:
+    one_key_for_all(patch)
+    new_ledgers(patch, joining, "admit")
+
+
+def forgets_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Whoever asks to be erased is told that it was done, and what was spent is written off."""
+    patch.setattr(erasure, "erase", lambda stage: stage.set_up("consortium"))
+    patch.setattr(erasure, "forgotten", lambda shards, erased, fit: shards)
+    new_ledgers(patch, erasure, "erase")
 
 
 @dataclass(frozen=True)
@@ -102,10 +142,32 @@ FLIPS: Mapping[str, Sequence[Flip]] = {
         Flip(["ciphertext"], patch=lambda p: p.setattr(attacks, "ENCRYPTED", False)),
         Flip(["sum_least_squares"], patch=lambda p: p.setattr(attacks, "_SITES", 1)),
     ],
+    "skewed-sites": [Flip(["epsilon", "labels_sealed"], ["privacy.mode=none", "encryption.preset=none"])],
+    "new-site-joins": [
+        Flip(
+            ["rewritten", "epsilon", "newcomer_epsilon", "old_key_opens", "new_key_opens"],
+            ["privacy.epsilon=4", "simulation.site_epsilon=30"],
+            joins_carelessly,
+        )
+    ],
+    "erasure": [
+        Flip(
+            ["difference", "shards_difference", "auc_after", "refunded", "epsilon"],
+            ["privacy.epsilon=4", "simulation.site_epsilon=30"],
+            forgets_nothing,
+        )
+    ],
     "hospital-network": [
         Flip(["epsilon"], ["privacy.mode=none"]),
         Flip(["byte_surprise"], ["privacy.mode=none", "encryption.preset=none", "metrics.every=0"]),
         Flip(["report_verified"], patch=lambda p: p.setattr("scenarios.simulate.sign_report", nothing)),
+    ],
+    "image-consortium": [
+        Flip(
+            ["epsilon", "byte_surprise", "report_verified"],
+            ["privacy.mode=none", "encryption.preset=none", "metrics.every=0"],
+            lambda p: p.setattr("scenarios.simulate.sign_report", nothing),
+        )
     ],
     "poisoned-sites": [Flip(["lost_single", "lost_buckets"], patch=only_the_mean)],
     "unfair-site": [
@@ -119,12 +181,7 @@ FLIPS: Mapping[str, Sequence[Flip]] = {
 
 
 def played(name: str, out: Path, overrides: Sequence[str] = ()) -> Outcome:
-    scenario = load(name)
-    try:
-        require_data(scenario)
-    except Exception as error:
-        pytest.skip(str(error))
-    return play(Stage(scenario, out, True, tuple(overrides)), Identity.generate())
+    return play(Stage(load(name), out, True, tuple(overrides)), Identity.generate())
 
 
 def test_every_file_is_a_scenario_that_is_listed_and_asks_a_question():
@@ -134,6 +191,13 @@ def test_every_file_is_a_scenario_that_is_listed_and_asks_a_question():
         assert scenario.about.strip()
         assert any(expected.kind in ("privacy", "trust") for expected in scenario.expect)
         assert Stage(scenario, Path("nowhere"), True).simulation()
+
+
+def test_no_quick_scenario_needs_data_from_outside(tmp_path, monkeypatch):
+    monkeypatch.setenv("VEILFED_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in scenario_names():
+        require_data(Stage(load(name), tmp_path, True))
 
 
 def test_every_scenario_has_a_protection_to_switch_off_and_no_promise_is_left_out():

@@ -290,6 +290,16 @@ def unplugged_after(count: int) -> Delivery:
     return network
 
 
+def test_a_site_that_refuses_to_join_costs_the_run_that_site_and_not_its_report(tmp_path):
+    place = workplace(tmp_path)
+    first = place.sites[0]
+    (first / "policy.toml").write_text("epsilon = 0.1\ndelta = 1e-3\n")
+    report = simulate(place)
+    assert [len(record["sites"]) for record in report["rounds"]] == [3, 3]
+    assert {row["site"]: row["epsilon"] > 0 for row in report["sites"]}[first.name] is False
+    assert report["final"]["auc"]["value"] > 0.5
+
+
 def whole_run(out: Path, deliver: Delivery = as_it_is, *overrides: str) -> tuple[Workplace, dict[str, Any]]:
     place = workplace(out, *overrides)
     return place, simulate(place, deliver=deliver)

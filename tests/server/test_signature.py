@@ -5,11 +5,19 @@ import json
 import pytest
 
 from common.commands import NotVerified
-from common.errors import ConfigError, PrivacyError
+from common.errors import ConfigError, PrivacyError, ProtocolError
 from common.signing import Identity
 from scenarios.cli import main
 from server.report import write_report
-from server.signature import FILES, SIGNATURE, require_claim_stands, sign_report, verify_report
+from server.signature import (
+    FILES,
+    SIGNATURE,
+    copy_of,
+    keep_copy,
+    require_claim_stands,
+    sign_report,
+    verify_report,
+)
 
 RUN = {
     "outcome": "done",
@@ -63,6 +71,24 @@ def test_a_signature_does_not_fit_another_report(tmp_path, signer):
     (tmp_path / SIGNATURE).write_bytes((tmp_path / "other" / SIGNATURE).read_bytes())
     with pytest.raises(NotVerified, match="not the one that was signed"):
         verify_report(tmp_path)
+
+
+def test_a_copy_is_verified_where_it_arrives_and_is_byte_for_byte_what_was_signed(tmp_path, signer):
+    there = tmp_path / "there"
+    assert keep_copy(there, copy_of(tmp_path), signer.public.hex()).said == verify_report(tmp_path).said
+    for name in (*FILES, SIGNATURE):
+        assert (there / name).read_bytes() == (tmp_path / name).read_bytes()
+    with pytest.raises(NotVerified, match="another key"):
+        keep_copy(there, copy_of(tmp_path), Identity.generate().public.hex())
+    with pytest.raises(NotVerified, match="not the one that was signed"):
+        keep_copy(there, {**copy_of(tmp_path), FILES[1]: "another page"}, signer.public.hex())
+
+
+@pytest.mark.parametrize("changed", [{"../other": "text"}, {SIGNATURE: None}])
+def test_a_copy_is_three_files_and_no_others(tmp_path, signer, changed):
+    with pytest.raises(ProtocolError, match="no signed report"):
+        keep_copy(tmp_path / "there", {**copy_of(tmp_path), **changed}, signer.public.hex())
+    assert not (tmp_path / "there").exists()
 
 
 def test_no_report_is_a_mistake_of_the_caller(tmp_path):
