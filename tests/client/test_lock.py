@@ -222,8 +222,8 @@ def test_the_commands_say_what_they_did(tmp_path, capsys):
     directory = Coordinator.ready(tmp_path / "run").directories[ADLER]
     secret = passphrase_file(tmp_path / "usb")
     assert main(["site", "lock", str(directory), "--passphrase-file", str(secret), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"directory": str(directory), "locked": True, "files_changed": 3}
+    assert json.loads(capsys.readouterr().out) == {"directory": str(directory), "locked": True, "files_changed": 4}
     assert main(["site", "unlock", str(directory)]) == 0
-    assert capsys.readouterr().out == f"{directory} is unlocked: 3 key files were rewritten\n"
+    assert capsys.readouterr().out == f"{directory} is unlocked: 4 key files were rewritten\n"
     assert main(["site", "unlock", str(directory), "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "ConfigError"
