@@ -39,6 +39,7 @@ from server.loopback import READY, Loopback
 from server.observed import Watch
 from server.outcome import report_of
 from server.polling import Patience, PollingGrid
+from server.processes import WARM
 from server.report import write_report
 from server.signature import copy_of, sign_report
 from server.store import RunStore
@@ -133,6 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     configure("conductor")
     logging.getLogger("flwr").setLevel(logging.WARNING)
     bundle.build(Plan())  # loads what opening one needs
+    (home / WARM).touch()
     print(READY, flush=True)
     token = sys.stdin.readline().strip()
     if not token:

@@ -27,6 +27,7 @@ from common.monitoring import address_in
 from server.control import Control
 from server.loopback import READY, Loopback
 from server.observed import expose_coordinator
+from server.processes import WARM
 from server.store import RunStore
 
 _POLL_SECONDS = 0.4
@@ -122,6 +123,7 @@ class Unfinished:
 
 def run(home: Path) -> None:
     """For ever."""
+    (home / WARM).unlink(missing_ok=True)  # of an executor before
     loopback, conductors = Loopback(home), Conductors(home)
     unfinished = Unfinished(home, Control(loopback.address, loopback.tls()))
     client = RuntimeHttpClient(

@@ -16,6 +16,7 @@ from common.supervisor import CARRIES, Child, environment, module
 from server.gateway.configuration import Gateway, Listen, nginx_conf
 from server.inside import inside
 
+WARM = Path("run") / "warm"  # in the home: there while a conductor has been ready since the executor started
 _WHERE_NGINX_MAY_BE = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"  # not on everybody's PATH
 _QUIET_FLOWER = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
@@ -61,7 +62,7 @@ def processes(home: Path, listen: Listen, ports: Ports) -> tuple[Child, ...]:
         superlink(home, ports),
         gateway(Gateway(home, listen, ports.superlink, ports.status)),
         Child("nodes", module("server.nodes", str(home)), _for_flower(home)),
-        Child("executor", module("server.executor", str(home)), _for_flower(home, VARIABLE)),
+        executor(home),
     )
 
 
@@ -85,6 +86,12 @@ def superlink(home: Path, ports: Ports) -> Child:
         ready=lambda: accepts(LOOPBACK, ports.superlink),
         restart_on=(certificate, key),
     )
+
+
+def executor(home: Path) -> Child:
+    """Ready once a conductor has loaded what it needs: the first run need not wait for that."""
+    argv = module("server.executor", str(home))
+    return Child("executor", argv, _for_flower(home, VARIABLE), ready=(home / WARM).exists)
 
 
 def gateway(settings: Gateway) -> Child:

@@ -11,9 +11,10 @@ import pytest
 from common import bundle
 from common.errors import FederationError
 from common.signing import Identity
-from server import executor
+from server import executor, processes
 from server.control import Submitted
 from server.executor import _ATTEMPTS, Conductors, Unfinished
+from server.loopback import READY
 from server.store import RunStore
 from tests.by_hand import workplace
 
@@ -128,6 +129,21 @@ def test_when_no_conductor_starts_the_executor_says_so_and_goes_on(tmp_path, mon
         conductors.conduct("token")
     assert all(process.poll() is not None for process in conductors.failed)
     assert not conductors.busy
+
+
+def test_a_coordinator_is_ready_once_a_conductor_is(tmp_path):
+    (tmp_path / "run").mkdir()
+    child = processes.executor(tmp_path)
+    assert not child.ready()
+    with subprocess.Popen(
+        [sys.executable, "-m", "server.conductor", str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as conductor:
+        assert conductor.stdout.readline().strip() == READY
+        assert child.ready()
+        conductor.stdin.close()  # no task: it ends
 
 
 @pytest.fixture
