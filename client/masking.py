@@ -22,6 +22,7 @@ from common.masking import (
     Offer,
     Opening,
     Published,
+    cohort_hash,
     holders,
     mask_context,
     names,
@@ -54,7 +55,7 @@ def offer(site: Site, run: SiteRun, number: int) -> dict[str, Any]:
         for peer, public in peers.items()
         if peer != site.name and peer in keepers
     }
-    body = Offer(mask_key.public, commit(self_seed)).encode()
+    body = Offer(mask_key.public, commit(self_seed), cohort_hash(run.cohort)).encode()
     signed = encode(Envelope(Kind.OFFER, run.run, number, run.plan_hash, site.name, body), site.identity)
     made = {"offer": signed.hex(), "packages": packages}
     write_atomically(path, to_json(made))
@@ -142,8 +143,9 @@ def masks_in(site: Site, run: SiteRun, order: Envelope, published: Published, su
     _require_signed(site, run, order, published.agreed, opening)
     buckets = {name: place for place, bucket in enumerate(run.buckets(number)) for name in bucket}
     seeds, pairs = published.lifting.self_seeds, published.lifting.broken_pairs
-    apart = any(mine not in seeds or buckets[mine] != buckets.get(gone) for mine, gone in pairs)
-    if set(seeds) != set(opening.sites) or apart:
+    if set(seeds) != set(opening.sites) or any(
+        mine not in seeds or buckets.get(mine, -1) != buckets.get(gone) for mine, gone in pairs
+    ):
         raise ProtocolError("the sum and what lifts its masks do not agree")
     return [
         _masks_of(run, number, {name: seeds[name] for name in bucket}, {p: pairs[p] for p in pairs if p[0] in bucket})
@@ -186,7 +188,8 @@ def _check_offers(site: Site, run: SiteRun, number: int, body: Mapping[str, Any]
         envelope = decode(from_hex(data), site.roster.public_key_of)
         if envelope.sender != name or name not in run.cohort:
             raise TrustError(f"the offer of {name} is not its own")
-        Offer.of(envelope, run.run, run.plan_hash, number)
+        if Offer.of(envelope, run.run, run.plan_hash, number).cohort != cohort_hash(run.cohort):
+            raise TrustError(f"{name} was told of another cohort than this site")
     if len(offers) < _threshold(run):
         raise CohortTooSmall(f"{len(offers)} sites offer masks, {_threshold(run)} are required")
     beside = set(_bucket(site, run, number)) & set(offers)

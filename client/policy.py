@@ -145,8 +145,10 @@ def objections(policy: SitePolicy, plan: Plan, cohort: int, records: int) -> Ite
         yield _no("require_privacy", "this site's policy requires differential privacy, the plan has none")
     if mode != "none" and mode not in policy.privacy_modes:
         yield _no("privacy_modes", f"this site's policy accepts {', '.join(policy.privacy_modes)}, not {mode!r}")
-    if mode != "none" and plan.privacy.delta * records >= 1:
-        yield PrivacyError(f"delta {plan.privacy.delta:g} is 1 / number of records of this site or more")
+    if mode != "none" and policy.delta * records >= 1:  # not the plan's: whoever could try deltas would count records
+        yield _no(
+            "delta", "this site's own delta is 1 / number of its records or more: its administrator must lower it"
+        )
     smallest = min(plan.federation.min_cohort, cohort)
     if smallest < policy.min_cohort:
         what = f"a sum of {smallest} sites could be opened, this site's policy asks for {policy.min_cohort}"

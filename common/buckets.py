@@ -2,9 +2,10 @@
 
 The shuffle follows from the run, the round and the model before it. So everybody can work it out, it names nobody in a
 message, and it is fixed before the round's first update: who would choose it later must choose the model before, which
-nobody can who does not know what all sites added to it. A coordinator that also holds the key could still try out which
-late sites to leave out of the round before; so neither privacy nor a rule's breakdown point counts on luck: every bad
-site is taken to spoil a bucket of its own, and all that collude to sit in one.
+nobody can who does not know what all sites added to it. Before the first round it can, as a coordinator draws the run's
+number and that model is public; one that also holds the key could later try out which late sites to leave out. So
+neither privacy nor a rule's breakdown point counts on luck: every bad site is taken to spoil a bucket of its own, and
+all that collude to sit in one.
 Reference: bucketing, Karimireddy, He, Jaggi 2022, arXiv:2006.09365, section 4.
 """
 

@@ -25,12 +25,21 @@ from common.he.shares import SHARE_BYTES
 from common.wire import Envelope, Kind, digest, from_hex, from_json, to_json
 
 
+def cohort_hash(cohort: Sequence[str]) -> bytes:
+    """SHA-256 of the canonical JSON list of a run's sites, sorted."""
+    return digest(to_json(sorted(cohort)))
+
+
 @dataclass(frozen=True)
 class Offer:
-    """What one site brings to one round: its X25519 mask key and the commitment to its self seed."""
+    """What one site brings to one round: its X25519 mask key, the commitment to its self seed, whom it was told of.
+
+    cohort: see `cohort_hash`. By it all sites of a round know that they split noise, threshold and shares alike.
+    """
 
     mask_key: bytes
     commitment: bytes
+    cohort: bytes
 
     @classmethod
     def of(cls, envelope: Envelope, run: bytes, plan: bytes, round_number: int) -> "Offer":
@@ -39,13 +48,14 @@ class Offer:
         if found != (Kind.OFFER, run, plan, round_number):
             raise TrustError(f"{envelope.sender}'s offer belongs to another round")
         body = from_json(envelope.body)
-        offer = cls(from_hex(body.get("mask_key")), from_hex(body.get("commitment")))
-        if len(offer.mask_key) != 32 or len(offer.commitment) != 32:
+        offer = cls(*(from_hex(body.get(name)) for name in ("mask_key", "commitment", "cohort")))
+        if any(len(part) != 32 for part in (offer.mask_key, offer.commitment, offer.cohort)):
             raise WireError(f"{envelope.sender}'s offer is malformed")
         return offer
 
     def encode(self) -> bytes:
-        return to_json({"mask_key": self.mask_key.hex(), "commitment": self.commitment.hex()})
+        told = {"mask_key": self.mask_key, "commitment": self.commitment, "cohort": self.cohort}
+        return to_json({name: part.hex() for name, part in told.items()})
 
 
 @dataclass(frozen=True)

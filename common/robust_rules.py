@@ -129,8 +129,13 @@ def _weighted(updates: Sequence[Vector], weights: Vector) -> Vector:
 
 
 def length(vector: Vector) -> float:
-    """The L2 norm in single precision; one that is beyond its range counts as the largest there is."""
-    return float(np.float32(min(float(np.linalg.norm(vector)), float(np.finfo(np.float32).max))))
+    """The L2 norm in single precision; one that is beyond its range counts as the largest there is.
+
+    Every site must find the same: numpy adds in one order on all machines, which no BLAS promises for a dot product.
+    """
+    with np.errstate(over="ignore"):
+        squared = float(np.add.reduce(np.square(vector, dtype=np.float64)))
+    return float(np.float32(min(math.sqrt(squared), float(np.finfo(np.float32).max))))
 
 
 def _distances(updates: Sequence[Vector], point: Vector) -> Vector:

@@ -38,7 +38,6 @@ def test_a_plan_within_the_policy_is_agreed_to():
     [
         (replace(PLAN, encryption=EncryptionSettings(preset="none")), PrivacyError, "require_encryption"),
         (replace(PLAN, privacy=PrivacySettings(mode="none")), PrivacyError, "require_privacy"),
-        (replace(PLAN, privacy=PrivacySettings(delta=0.02)), PrivacyError, "delta"),
         (replace(PLAN, federation=FederationSettings(min_cohort=2)), CohortTooSmall, "min_cohort"),
         (replace(PLAN, model=ModelSettings("a:b")), PrivacyError, "model_factories"),
         (replace(PLAN, model=ModelSettings("mlp", (3,), 2, (2**26, 2**26))), ProtocolError, "max_weights"),
@@ -47,6 +46,15 @@ def test_a_plan_within_the_policy_is_agreed_to():
 def test_what_the_policy_forbids_is_refused(plan, error, key):
     with pytest.raises(error, match=key):
         consent(POLICY, plan, COHORT, 100)
+
+
+def test_a_policy_whose_delta_its_records_do_not_bear_agrees_to_nothing_whatever_the_plans_is():
+    """What it says tells nobody how many records there are: no plan changes it."""
+    for delta in (1e-9, 0.02):
+        plan = replace(PLAN, privacy=PrivacySettings(delta=delta))
+        consent(POLICY, plan, COHORT, 999)
+        with pytest.raises(PrivacyError, match=r"policy\.delta"):
+            consent(POLICY, plan, COHORT, 1000)
 
 
 BY_SEX = MetricsSettings(every=1, groups={"sex": ("f", "m")})
@@ -97,9 +105,8 @@ def test_no_rule_is_without_a_test():
 def test_every_objection_is_told_at_once():
     harsh = replace(POLICY, reports=(), privacy_modes=("site",), model_families=(), min_cohort=9)
     told = [objection.message.partition(":")[0] for objection in objections(harsh, PLAN, 4, 10_000)]
-    assert told[:2] == ["policy.model_families", "policy.privacy_modes"]
-    assert told[3:] == ["policy.min_cohort", "policy.reports"]
-    assert "number of records" in told[2]
+    named = ("model_families", "privacy_modes", "delta", "min_cohort", "reports")
+    assert told == [f"policy.{key}" for key in named]
 
 
 def test_a_cohort_is_as_large_as_its_smallest_sum():

@@ -172,10 +172,11 @@ def test_a_list_of_names_is_a_list_of_texts(value):
 @pytest.mark.parametrize(
     "body",
     [
-        {"mask_key": "00" * 31, "commitment": "00" * 32},
-        {"mask_key": "00" * 32, "commitment": "00" * 33},
-        {"mask_key": "00" * 32},
-        {"mask_key": 5, "commitment": None},
+        {"mask_key": "00" * 31, "commitment": "00" * 32, "cohort": "00" * 32},
+        {"mask_key": "00" * 32, "commitment": "00" * 33, "cohort": "00" * 32},
+        {"mask_key": "00" * 32, "commitment": "00" * 32, "cohort": "00" * 31},
+        {"mask_key": "00" * 32, "commitment": "00" * 32},
+        {"mask_key": 5, "commitment": None, "cohort": 0},
     ],
 )
 def test_a_malformed_offer_is_refused(body: Mapping[str, object]):
@@ -184,7 +185,7 @@ def test_a_malformed_offer_is_refused(body: Mapping[str, object]):
 
 
 def test_an_offer_is_for_one_round_and_comes_back():
-    offer = Offer(b"k" * 32, b"c" * 32)
+    offer = Offer(b"k" * 32, b"c" * 32, b"h" * 32)
     envelope = Envelope(Kind.OFFER, RUN, 1, PLAN, ADLER, offer.encode())
     assert Offer.of(envelope, RUN, PLAN, 1) == offer
     for about in ((PLAN[:16], PLAN, 1), (RUN, RUN * 2, 1), (RUN, PLAN, 2)):

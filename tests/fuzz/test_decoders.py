@@ -203,7 +203,7 @@ def test_published_sums():
 
 
 def test_offers():
-    good = from_json(Offer(bytes(32), b"\1" * 32).encode())
+    good = from_json(Offer(bytes(32), b"\1" * 32, bytes(32)).encode())
     fuzz(json_like([good]), lambda body: Offer.of(Envelope(Kind.OFFER, RUN, 1, PLAN, "a", body), RUN, PLAN, 1), 0.02)
 
 

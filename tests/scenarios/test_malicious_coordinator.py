@@ -26,7 +26,7 @@ from common.roster import COORDINATOR
 from common.signing import Identity
 from common.wire import Kind, encode, from_hex, plan_hash, to_json
 from server.aggregate_encrypted import BlindSum
-from tests.by_hand import NAMES, Coordinator, restart
+from tests.by_hand import NAMES, Coordinator, restart, workplace
 
 ADLER, BIRKE, CEDAR, DORN = NAMES
 
@@ -450,6 +450,20 @@ def test_an_offer_of_an_earlier_round_is_refused(untrained):
     body["offers"][BIRKE] = encode(earlier, signer).hex()
     code, message = untrained.refused(ADLER, "train", 2, body)
     assert (code, message) == ("TrustError", "birke's offer belongs to another round")
+
+
+def test_sites_that_were_told_of_different_cohorts_do_not_mask_together(tmp_path):
+    """Else the victim would charge for shares of noise that the others do not add."""
+    coordinator, there = Coordinator(workplace(tmp_path / "run")), NAMES[:3]
+    every = coordinator.join_order()
+    told = {name: {**every, "cohort": there} if name == ADLER else every for name in there}
+    coordinator.joined = {name: coordinator.ask(name, "join", 0, told[name]).hex() for name in there}
+    coordinator.share_key()
+    made = coordinator.offers(1, there)
+    for name in there:
+        code, message = coordinator.refused(name, "train", 1, coordinator.training(name, made))
+        assert (code, "another cohort" in message) == ("TrustError", True)
+        assert coordinator.site(name).ledger.entries == ()
 
 
 def test_too_few_offers_are_refused(begun):

@@ -26,7 +26,7 @@ class Site:
 
     def __init__(self, name: str) -> None:
         self.name, self.seed, self.key = name, os.urandom(32), ExchangeKey.generate()
-        self.offer = Offer(self.key.public, commit(self.seed))
+        self.offer = Offer(self.key.public, commit(self.seed), bytes(32))
         self.seed_shares = split_secret(self.seed, THRESHOLD, NAMES)
         self.key_shares = split_secret(self.key.private_bytes(), THRESHOLD, NAMES)
 
