@@ -82,7 +82,8 @@ def train(
         probes = _batch(features, labels, np.arange(min(PROBES, len(labels))), descent.device)
         shares = shares_of(model, privacy.clipping, privacy.layer_weights)
         with clipped_sum_for(model, privacy.max_grad_norm, *probes, shares=shares) as clipped:
-            clipped.bfloat16 = bfloat16
+            if bfloat16:
+                _require_bfloat16(clipped, *probes)
             step: Step
             if privacy.mode == "distributed":
                 step = partial(_clipped_sum, clipped)
@@ -93,6 +94,17 @@ def train(
             _train_on_lots(step, descent, features, labels, training, randomness, between_steps)
         update = descent.weights - before
     return Trained(update, time.perf_counter() - started)
+
+
+def _require_bfloat16(clipped: ClippedSum, features: Tensor, labels: Tensor) -> None:
+    """Compute in it from here on. Raises ConfigError where the model cannot: layers of one's own may mix types."""
+    clipped.bfloat16 = True
+    try:
+        clipped.of(features, labels)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"this model cannot be trained in bfloat16: {error}", 'set precision = "float32" in site.toml'
+        ) from None
 
 
 def refuse_swallowed_noise(noise_std: float, max_grad_norm: float, training: TrainingSettings, weights: Vector) -> None:

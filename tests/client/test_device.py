@@ -108,3 +108,23 @@ def test_training_in_bfloat16_moves_the_weights_nearly_alike(mode: str, sampling
         for bfloat16 in (False, True)
     ]
     assert 0 < np.linalg.norm(updates[1] - updates[0]) < 0.05 * np.linalg.norm(updates[0])
+
+
+def test_a_model_that_bfloat16_breaks_is_refused_in_words():
+    class Shifted(nn.Module):
+        """A parameter of its own is trained one way alone, which mixes its type with bfloat16."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(20))
+            self.layers = nn.Sequential(nn.Linear(20, 16), nn.LayerNorm(16), nn.Linear(16, 2))
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self.layers(features + self.shift)
+
+    features = np.random.default_rng(0).normal(size=(50, 20)).astype(np.float32)
+    labels = (features.sum(axis=1) > 0).astype(np.int64)
+    training, privacy = TrainingSettings(local_steps=1), PrivacySettings(noise_multiplier=1.0)
+    train(Shifted(), features, labels, training, privacy, 1.0, Randomness.insecure(1))
+    with pytest.raises(ConfigError, match="bfloat16"):
+        train(Shifted(), features, labels, training, privacy, 1.0, Randomness.insecure(1), bfloat16=True)
