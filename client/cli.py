@@ -117,7 +117,7 @@ def add_commands(commands: Any) -> None:
     check.add_argument("--order", type=Path, metavar="FEDERATION.toml", help="a plan: its price, and what policy says")
     check.add_argument("--sites", type=positive, help="with --order: how many take part (default: all on the roster)")
 
-    about = "whether the records, and what the newest model says of them, are still as they were"
+    about = "whether the records, and what the model of the run kept with them says, are still as they were"
     drift = command(site, "drift", _drift, _show_drift, about, _DRIFT_EXAMPLES)
     _on_directory(drift)
     drift.add_argument("--keep", action="store_true", help="compare with the records as they are now, from now on")

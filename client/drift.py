@@ -1,4 +1,6 @@
-"""Whether a site's records, and what the newest model says of them, are still as they were: for its administrator.
+"""Whether a site's records, and what the model of the run kept with them says, are still as they were.
+
+For its administrator.
 
 DIR/profile.json: when it was kept, and records by bin of each column and of the model's outputs. Nothing of it is ever
 sent. What a comparison finds is shown to who asked, and among the site's own numbers (`exposed.py`).

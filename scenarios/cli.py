@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -58,15 +59,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         chosen = _parser().parse_args(arguments)
         result = chosen.command(chosen)
+        print(json.dumps(result) if as_json else chosen.show(result), flush=True)
+        return 0
     except FederationError as error:
         return _failed(error, as_json)
+    except BrokenPipeError:  # whoever read our words has had enough of them
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return _failed(FederationError("stopped by the keyboard", "go on with --resume"), as_json)
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            reason = f"{error.filename}: {error.strerror}"
+            return _failed(ConfigError(reason, "is this the right place, and yours to read and write?"), as_json)
         traceback.print_exc()
         return _failed(FederationError(f"a bug of ours: {type(error).__name__}: {error}", "please report it"), as_json)
-    print(json.dumps(result) if as_json else chosen.show(result))
-    return 0
 
 
 def _failed(error: FederationError, as_json: bool) -> int:

@@ -178,6 +178,10 @@ def fitted(simulation: Simulation, records: list[Records]) -> Plan:
     if simulation.privacy.mode != "none":
         smallest, delta = min(len(part) for part in records), simulation.privacy.delta
         require(delta * smallest < 1, "privacy.delta", delta, f"below 1/{smallest}, the smallest site")
+    for name, levels in simulation.metrics.groups.items():
+        found = {str(level) for part in records for level in part.groups.get(name, ())}
+        told = f"of {sorted(found)[:12]}" if found else f"records have {sorted(records[0].groups) or 'no attributes'}"
+        require(bool(found & set(levels)), f"metrics.groups.{name}", list(levels), told)
     plan = complete(replace(simulation.plan, model=model), len(records))
     public_scale(plan, layer_sizes(build(plan.model)))
     return plan

@@ -291,7 +291,8 @@ def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], 
             facts.encrypted and facts.buckets > 0,
             "Buckets",
             f"So that a rule can pick among them, the sites open {facts.buckets} sums a round, not one. Each says "
-            f"more of fewer sites, {facts.smallest_sum} at the fewest.",
+            f"more of fewer sites, {facts.smallest_sum} at the fewest: the others of a bucket can take their own parts "
+            "off, if all of them collude, and are left with one site's update and what noise it had.",
         ),
         (
             facts.encrypted,

@@ -36,8 +36,8 @@ def series_of(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
 
 
 def watched(rules: Sequence[AlertRule], rounds: Sequence[Mapping[str, Any]]) -> list[Watched]:
-    found = series_of(rounds)
     """In the order of the rules. rounds: of the whole run so far."""
+    found = series_of(rounds)
     of_rule = [(rule, found.get(rule.figure, {})) for rule in rules]
     values = [{number: figure["value"] for number, figure in series.items()} for _, series in of_rule]
     return [Watched(rule, series, rule.fires_in(by)) for (rule, series), by in zip(of_rule, values, strict=True)]

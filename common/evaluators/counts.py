@@ -17,6 +17,7 @@ from common.evaluators.utility import Estimate
 LARGEST_LOSS = 5.0  # nats: one record's loss counts as this where it is higher, and is in these units
 _BINS = 16  # of the probability given to class 1
 _HEAD = 3
+_MOST_TIED = 0.25
 _Z = 1.959963984540054  # standard normal quantile at 0.975
 
 Counts = NDArray[np.float64]
@@ -58,7 +59,8 @@ def estimates(sums: Counts, classes: int, noise_std: float) -> dict[str, Estimat
     sums: (size,) of all sites, with independent noise of standard deviation `noise_std` on each.
     Intervals: 95 %, for the choice of records and the noise together, normal by the delta method, cut at the possible
     values. The variance of a loss, which the sums do not tell, enters at its largest. For AUROC see DeLong et al. 1988.
-    A score is the probability given to class 1; one counts as the middle of its bin. What the noise drowns is left out.
+    A score is the probability given to class 1; one counts as the middle of its bin. What the noise drowns is left out,
+    and AUROC where a quarter of all pairs or more share a bin, so that the order within bins would decide.
     """
     if sums.shape != (size(classes),):
         raise ConfigError(f"{sums.size} sums for {classes} classes, expected {size(classes)}")
@@ -75,11 +77,16 @@ def estimates(sums: Counts, classes: int, noise_std: float) -> dict[str, Estimat
     if classes == 2:
         negative, positive = sums[_HEAD:].reshape(2, _BINS)
         drowned = max(1.0, 3 * math.sqrt(_BINS * noise))
-        if min(negative.sum(), positive.sum()) > drowned:
+        if min(negative.sum(), positive.sum()) > drowned and _tied(negative, positive) < _MOST_TIED:
             found["auc"] = _auroc(negative, positive, noise)
         if n > 3 * math.sqrt(2 * _BINS * noise):
             found["mean_score"] = _mean_score(negative + positive, 2 * noise)
     return found
+
+
+def _tied(negative: Counts, positive: Counts) -> float:
+    """The share of pairs whose two scores are in one bin."""
+    return float(np.maximum(negative, 0.0) @ np.maximum(positive, 0.0)) / float(negative.sum() * positive.sum())
 
 
 def _auroc(negative: Counts, positive: Counts, noise: float) -> Estimate:

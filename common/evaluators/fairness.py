@@ -119,7 +119,7 @@ def calibration_by_group(tables: Mapping[str, Table]) -> dict[str, Rate]:
 
 def calibration_difference(tables: Mapping[str, Table]) -> Estimate:
     """The largest gap between two groups in `calibration_by_group`; the interval is wider by one bin."""
-    gap, bin_width = _gap(calibration_by_group(tables)), 1 / next(iter(tables.values())).bins
+    gap, bin_width = _gap(calibration_by_group(tables), most=2.0), 1 / next(iter(tables.values())).bins
     return Estimate(gap.value, max(0.0, gap.low - bin_width), gap.high + bin_width)
 
 
@@ -224,15 +224,19 @@ def _told(n: float, variance: float) -> bool:
     return n >= 1 and n > _DROWNED * math.sqrt(variance)
 
 
-def _gap(*families: Rates) -> Estimate:
-    """The largest difference between two groups in any family, intervals for all of these pairs at once."""
+def _gap(*families: Rates, most: float = 1.0) -> Estimate:
+    """The largest difference between two groups in any family, intervals for all of these pairs at once.
+
+    most: the largest that there can be.
+    """
     pairs = [pair for rates in families for pair in combinations(rates.values(), 2)]
     if not pairs:
         raise ConfigError("fewer than two groups have records enough to compare")
     z = NormalDist().inv_cdf(1 - _MISSED / (2 * len(pairs)))
     gaps = [(abs(a.value - b.value), z * math.sqrt(a.variance + b.variance)) for a, b in pairs]
     value = max(gap for gap, _ in gaps)
-    return Estimate(value, max(0.0, *(gap - reach for gap, reach in gaps)), max(gap + reach for gap, reach in gaps))
+    low, high = max(0.0, *(gap - reach for gap, reach in gaps)), max(gap + reach for gap, reach in gaps)
+    return Estimate(value, low, max(value, min(most, high)))
 
 
 def _bounds(rates: Rates) -> list[tuple[float, float]]:

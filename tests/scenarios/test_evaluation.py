@@ -83,6 +83,31 @@ def test_what_cannot_be_evaluated_is_refused_in_words(played, capsys, directory,
     assert main(["evaluate", str(played.out / "sites")]) == 2
 
 
+@pytest.mark.parametrize("command", ["evaluate", "simulate"])
+def test_a_place_that_cannot_be_written_to_is_named(played, tmp_path, capsys, command):
+    if command == "evaluate":
+        place = played.out / "evaluation.html"
+        place.unlink(missing_ok=True)
+        place.mkdir()
+        code = main(["evaluate", str(played.out)])
+        place.rmdir()
+    else:
+        place = tmp_path / "a file"
+        place.touch()
+        code = main(["simulate", "--out", str(place), "--set", "federation.rounds=1"])
+    told = capsys.readouterr().err
+    assert code == 2
+    assert place.name in told
+    assert "Traceback" not in told
+
+
+def test_groups_that_the_data_does_not_have_are_refused_before_anybody_trains(tmp_path, capsys):
+    for groups, words in (("{age=['old','young']}", "['sex']"), ("{sex=['x','y']}", "Female")):
+        changes = ["--set", "metrics.every=1", "--set", f"metrics.groups={groups}"]
+        assert main(["simulate", "--out", str(tmp_path / words), *changes]) == 2
+        assert words in capsys.readouterr().err
+
+
 def records(count: int, **groups: np.ndarray) -> Records:
     rng = np.random.default_rng(count)
     return Records(rng.normal(size=(count, 3)), rng.integers(0, 2, count), groups)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tomli_w
 from scipy.stats import chi2
 
 from client import round as local_round
@@ -115,16 +116,20 @@ def test_a_site_refuses_to_count_by_what_its_policy_does_not_name_or_its_records
     assert (code, message.partition(":")[0]) == ("PrivacyError", "policy.protected_attributes")
     assert "by age" in message
     assert not (played.directories["adler"] / "runs").exists()
-    other = Coordinator(workplace(tmp_path / "age", NAMES, "metrics.every=1", 'metrics.groups={age=["old","young"]}'))
-    code, message = other.refused("adler", "join", 0, other.join_order())
+    policy = played.directories["adler"] / "policy.toml"
+    policy.write_text(tomli_w.dumps({**load_table(policy), "protected_attributes": ["age", "sex"]}))
+    restart()
+    code, message = played.refused("adler", "join", 0, body, plan=plan_hash(fill(Plan, body["plan"])))
     assert (code, "counts by age" in message) == ("ProtocolError", True)
-    assert not (other.directories["adler"] / "runs").exists()
+    assert not (played.directories["adler"] / "runs").exists()
 
 
 def test_levels_that_no_record_has_count_as_none_and_are_not_told_by_a_refusal(tmp_path):
     """Whoever submits plans would learn without noise whether one such record is there."""
-    played = Coordinator(workplace(tmp_path / "run", NAMES, "metrics.every=1", 'metrics.groups={sex=["x","y"]}'))
-    played.join()
+    played = Coordinator(workplace(tmp_path / "run", NAMES, *BY_SEX))
+    metrics = to_table(played.store.plan.metrics) | {"groups": {"sex": ["x", "y"]}}
+    body = played.join_order(metrics=metrics)
+    played.ask("adler", "join", 0, body, plan=plan_hash(fill(Plan, body["plan"])))
 
 
 def test_every_site_opens_the_same_sum_of_counts_by_group(tmp_path):

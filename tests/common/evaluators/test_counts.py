@@ -112,3 +112,14 @@ def test_a_prediction_that_is_no_number_moves_the_counts_no_further_than_any_oth
     moved = tally(odd, np.append(labels, 1)) - tally(rows, labels)
     assert np.isfinite(moved).all()
     assert np.linalg.norm(moved) <= sensitivity(2) + 1e-12
+
+
+def test_scores_that_all_share_a_bin_or_two_tell_no_auroc():
+    """The order within a bin is not in the sums: 0.5 with a narrow interval would be a wrong answer."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 2000)
+    for spread, told in ((0.02, False), (0.9, True)):
+        score = 0.02 + spread * (0.3 * labels + 0.7 * rng.random(2000))
+        found = estimates(tally(np.column_stack([1 - score, score]), labels), 2, 0.0)
+        assert ("auc" in found) is told
+        assert "accuracy" in found
