@@ -134,6 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     configure("conductor")
     logging.getLogger("flwr").setLevel(logging.WARNING)
     bundle.build(Plan())  # loads what opening one needs
+    (home / WARM).parent.mkdir(mode=0o700, exist_ok=True)
     (home / WARM).touch()
     print(READY, flush=True)
     token = sys.stdin.readline().strip()

@@ -214,7 +214,8 @@ def test_no_secret_stands_in_arguments_environment_or_files_and_none_is_kept():
 
 
 _PARENT = """
-import os, time, numpy as np
+import os, signal, time, numpy as np
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have had it ignored
 os.sched_getaffinity = lambda process: {0, 1}
 from common.he import parallel
 from common.he.scheme import PRESETS, CohortKey, encrypt
