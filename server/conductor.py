@@ -28,7 +28,7 @@ from common.audit import BundleAccepted
 from common.config import fill, load_table
 from common.encoding import public_scale
 from common.errors import FederationError, ProtocolError, WireError
-from common.federation import Plan
+from common.federation import ModelSettings, Plan
 from common.log import configure, say, say_error
 from common.models import planned_sizes
 from common.roster import Roster
@@ -133,7 +133,8 @@ def main(arguments: list[str] | None = None) -> int:
     home = parser.parse_args(arguments).home
     configure("conductor")
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    bundle.build(Plan())  # loads what opening one needs
+    bundle.build(Plan())  # this and the next load what every run needs
+    planned_sizes(ModelSettings(inputs=(1,), classes=2))
     (home / WARM).parent.mkdir(mode=0o700, exist_ok=True)
     (home / WARM).touch()
     print(READY, flush=True)
