@@ -73,7 +73,10 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], bytearray]:
 
 
 def _exactly(connection: socket.socket, length: int) -> bytearray:
-    data = bytearray(length)
+    try:
+        data = bytearray(length)
+    except MemoryError:
+        raise ProtocolError(f"a message of {length} bytes does not fit into this machine's memory") from None
     view = memoryview(data)
     while view:
         count = connection.recv_into(view)

@@ -121,3 +121,13 @@ def test_a_site_may_lie_deeper_than_an_address_is_long(place):
             local_socket.require_same_user(connection)
     with pytest.raises(OSError, match="refused"):
         connect(local_socket.address(deep), 30)
+
+
+def test_a_length_that_no_memory_holds_is_refused_in_words():
+    """On a machine that would hold it, the end of the words is noticed instead."""
+    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with mine, theirs:
+        mine.sendall((2).to_bytes(4, "big") + b"{}" + (local_socket.LONGEST_BODY).to_bytes(8, "big"))
+        mine.close()
+        with pytest.raises((ProtocolError, ConnectionError), match="memory|gone"):
+            local_socket.receive(theirs)
