@@ -19,6 +19,7 @@ SOCKET = "run/worker.sock"  # below the site's directory, in the place that work
 _HEAD, _BODY = struct.Struct(">I"), struct.Struct(">Q")
 _LONGEST_HEAD = 4_000_000  # bytes: a bundle in it, as text
 LONGEST_BODY = 2**36
+_PART = 1 << 20  # bytes that are read at once
 _CREDENTIALS = struct.Struct("3i")  # process, user, group: SO_PEERCRED, unix(7)
 
 
@@ -73,14 +74,11 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], bytearray]:
 
 
 def _exactly(connection: socket.socket, length: int) -> bytearray:
-    try:
-        data = bytearray(length)
-    except MemoryError:
-        raise ProtocolError(f"a message of {length} bytes does not fit into this machine's memory") from None
-    view = memoryview(data)
-    while view:
-        count = connection.recv_into(view)
-        if not count:
+    """Room is made for what comes, not for what is announced."""
+    data = bytearray()
+    while len(data) < length:
+        part = connection.recv(min(_PART, length - len(data)))
+        if not part:
             raise ConnectionError("the other end of the site's socket is gone")
-        view = view[count:]
+        data += part
     return data
