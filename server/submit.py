@@ -32,7 +32,6 @@ def complete(plan: Plan, sites: int) -> Plan:
         raise ConfigError(
             "the plan does not say what a record looks like", "set model.inputs, e.g. [13], and model.classes"
         )
-    require_room(plan, sites)
     if plan.privacy.mode != "none" and not plan.privacy.noise_multiplier:
         plan = replace(plan, privacy=calibrated(plan, sites).privacy)
     if plan.privacy.in_shares:

@@ -18,7 +18,7 @@ from client.node import Carrier, Worker
 from client.worker import serve
 from common import bundle
 from common.errors import ProtocolError
-from common.files import exclusive
+from common.files import exclusive, write_atomically
 from common.signing import Identity
 from common.wire import Kind
 from server.links import packed
@@ -169,3 +169,13 @@ def test_the_coordinator_is_answered_whatever_it_sends_and_whatever_the_worker_d
         assert "no sign of life" in reply.error.reason
         reply, _ = carrier._answered(signed, to_join(played))
         assert played.read(reply.content["veilfed"]["envelope"]).kind is Kind.REFUSAL
+
+
+def test_a_kit_that_says_nothing_new_keeps_the_connection_and_another_certificate_does_not(tmp_path):
+    for name in ("node.crt", "roots.pem", "connection.json"):
+        (tmp_path / name).write_bytes(b"as it was")
+    before = node._stamp(tmp_path)
+    write_atomically(tmp_path / "node.crt", b"as it was")
+    assert node._stamp(tmp_path) == before
+    write_atomically(tmp_path / "node.crt", b"renewed")
+    assert node._stamp(tmp_path) != before
