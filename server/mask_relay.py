@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.buckets import Buckets, shuffled
-from common.errors import FederationError, TrustError
-from common.masking import Offer, Opening, Published, agrees, holders, mask_context
+from common.errors import CohortTooSmall, FederationError, TrustError
+from common.masking import Lifting, Offer, Opening, Published, agrees, holders, mask_context
 from common.roster import COORDINATOR
 from common.wire import Bytes, Envelope, Kind, decode, digest, encode, from_hex, from_json, to_json
 from server.links import Links, Reply
@@ -60,17 +60,24 @@ class MaskRelay:
         shown: dict[str, Any] = {"received": received, "sum": opening.sum_hash}
         agreed = self._agreed(number, opening, shown)
         shown["agreed"] = [reply.data.hex() for reply in agreed.values()]
-        revealed = self._bodies("unmask", number, list(agreed), shown)
+        try:
+            lifting = self._lifting(number, list(agreed), version, shown)
+        except CohortTooSmall:  # a site that was away for a moment is asked once more before the run is given up
+            lifting = self._lifting(number, list(agreed), version, shown)
+        return Published(opening.sites, tuple(shown["agreed"]), lifting, total)
+
+    def _lifting(self, number: int, agreed: list[str], version: str, shown: Mapping[str, Any]) -> Lifting:
+        """What removes the masks: of sites that answer by their own word, of silent ones by what the rest keep."""
+        revealed = self._bodies("unmask", number, agreed, shown)
         self._coming = {number + 1: {site: body["next"] for site, body in revealed.items() if "next" in body}}
         offers = {site: self._offer(number, site, made) for site, made in (self.store.offers(number) or {}).items()}
         shares: Mapping[str, Any] = {}
-        buckets = self.buckets(number, version)
+        buckets, received = self.buckets(number, version), shown["received"]
         if silent := silent_sites(offers, received, revealed, buckets):
-            shares = self._bodies("stand_in", number, list(agreed), {**shown, "silent": silent})
+            shares = self._bodies("stand_in", number, agreed, {**shown, "silent": silent})
         context = mask_context(self.store.run, number, version)
         threshold = self.store.plan.encryption.share_threshold_of(len(self.store.roster.sites))
-        lifting = lift_all(buckets, context, threshold, offers, received, revealed, shares)
-        return Published(opening.sites, tuple(shown["agreed"]), lifting, total)
+        return lift_all(buckets, context, threshold, offers, received, revealed, shares)
 
     def _agreed(self, number: int, opening: Opening, shown: Mapping[str, Any]) -> dict[str, Reply]:
         answers = self._ask("agree", number, list(opening.sites), shown)

@@ -27,8 +27,8 @@ _FINE_INTERVAL = 1e-4  # dp-accounting's default, for releases that lose less th
 _SPREAD = 1e-2  # a grid as coarse as the losses themselves would inflate them
 _HOPELESS = 200.0  # nats that the releases lose on average: no budget bears it, and the grid would fill the memory
 _LEAST_NOISE = 0.03  # likewise: a single drawn record could lose thousands of nats
-_LEAST_DELTA = 1e-13  # below it, floating point cannot tell
-_ROUNDING = 1e-6  # more than the order of compositions and cut tails change at a delta of 1e-6 or more
+_MISPLACED = 2.0**-51  # of the probability, by each composition's transform: twice the most that was ever measured
+_ROUNDING = 1e-6  # more than cut tails change
 _LARGEST_NOISE = 1e4
 _BLOCK = 16  # releases: as many are composed at once, from the first one on; what is left over, in powers of two
 
@@ -37,7 +37,8 @@ def epsilon(events: Iterable[DpEvent], delta: float) -> float:
     """Epsilon for which all `events` together are (epsilon, delta)-DP.
 
     Guarantee: an upper bound, at most 0.02 above dp-accounting's default grid and never below it. Infinite where the
-    releases may lose over 200 nats on average. Releases may depend on one another's answers.
+    releases may lose over 200 nats on average, and where `delta` is so small that floating point cannot tell. Releases
+    may depend on one another's answers.
     """
     require(0 < delta < 0.1, "delta", delta, "above 0, below 0.1")
     parts = _compact(events)
@@ -115,11 +116,12 @@ def _compact(events: Iterable[DpEvent]) -> tuple[_Part, ...]:
 
 @lru_cache(maxsize=1024)
 def _epsilon(parts: tuple[_Part, ...], delta: float) -> float:
-    if delta < _LEAST_DELTA or sum(_mean_loss(release) * times for release, times in parts) > _HOPELESS:
+    misplaced = _MISPLACED * sum(times * getattr(release, "steps", 1) for release, times in parts)
+    if misplaced > delta / 2 or sum(_mean_loss(release) * times for release, times in parts) > _HOPELESS:
         return math.inf
     interval = _INTERVAL if min(_spread(release) for release, _ in parts) >= _SPREAD else _FINE_INTERVAL
     composed = reduce(lambda one, other: one.compose(other), [_composed(*part, interval) for part in parts])
-    return max(0.0, float(composed.get_epsilon_for_delta(delta))) + _ROUNDING
+    return max(0.0, float(composed.get_epsilon_for_delta(delta - misplaced))) + _ROUNDING
 
 
 def _mean_loss(release: _Release) -> float:

@@ -139,6 +139,16 @@ def test_a_site_whose_update_did_not_come_is_unmasked_by_its_peers_seeds(played)
     played.apply(1, published, [DORN])  # it catches up, on the agreement of the others
 
 
+def test_who_was_away_for_a_moment_is_asked_again_before_a_run_is_given_up(played):
+    away = iter([True, False])
+    changes = {(DORN, "stand_in"): silent, (CEDAR, "stand_in"): silent}
+    changes |= {(ADLER, "unmask"): lambda envelope: None if next(away) else envelope}
+    relay = relay_of(played, changes)
+    received, total = trained(played, relay)
+    played.apply(1, publish(played, relay, received, total))
+    assert relay.links.asked.count((ADLER, "unmask")) == 2
+
+
 @pytest.mark.parametrize("action", ["agree", "stand_in"])
 def test_too_few_helpers_stop_the_round_and_it_goes_on_when_they_are_back(played, action):
     changes = {(name, action): silent for name in (ADLER, BIRKE)} | {(ADLER, "unmask"): silent}
