@@ -69,7 +69,8 @@ class KeyRelay:
         for site, said in self._ask("join", epoch, silent, order).items():
             if isinstance(said, Reply):
                 self._note(site, said.data.hex())
-        joined = {s: said for s, said in self.store.ceremony(epoch)["joined"].items() if s in self.store.roster.sites}
+        members = self.store.members()
+        joined = {site: said for site, said in self.store.ceremony(epoch)["joined"].items() if site in members}
         makers = [site for site in sorted(sites) if site in joined]
         if len(makers) < required:
             raise too_few(first, len(makers), required, ())

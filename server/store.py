@@ -121,6 +121,10 @@ class RunStore:
                     found.append(cls.open(place))
         return found
 
+    def members(self) -> tuple[str, ...]:
+        """The sites on the roster at this moment, whoever was on it when the run was opened."""
+        return Roster.read(self._home_of(self.directory) / "roster.json").sites
+
     def keep_bundle(self, content: bytes, signature: str) -> None:
         """As it was submitted: with it the run can be submitted again. A run that had ended goes on from here."""
         write_atomically(self.directory / "signature", signature.encode())

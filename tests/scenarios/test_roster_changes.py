@@ -9,6 +9,7 @@ from common.roster import Roster, install
 from common.signing import Identity
 from scenarios.by_hand import restart
 from scenarios.simulation import identity_at
+from server.key_relay import KeyRelay
 from server.mask_relay import MaskRelay
 from server.store import RunStore
 from tests.by_hand import NAMES, Coordinator
@@ -74,6 +75,17 @@ def test_a_coordinator_that_starts_again_after_a_site_was_revoked_ends_its_round
     del links.by_site[DORN]  # it cannot join again
     again = MaskRelay(RunStore.open(played.store.directory), links)  # type: ignore[arg-type]
     played.apply(1, again.publish(1, list(NAMES), played.model_hash(ADLER), total), NAMES[:3])
+
+
+def test_the_next_key_is_made_without_a_site_that_was_revoked(tmp_path):
+    """It has announced an exchange key for it while it belonged."""
+    played = Coordinator.ready(tmp_path / "run", NAMES, "encryption.key_rounds=1")
+    played.store.keep_ceremony(2, {"joined": played.coming})
+    played.whole_round(1)
+    relay = KeyRelay(played.store, DirectLinks(played), {})  # type: ignore[arg-type]
+    change_roster(played)
+    assert relay.ready(2, NAMES[:3], 3) == list(NAMES[:3])
+    assert sorted(played.store.ceremony(2)["joined"]) == list(NAMES[:3])
 
 
 def test_a_run_goes_on_with_the_cohort_that_it_began_with(played):
