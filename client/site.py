@@ -24,6 +24,7 @@ from common.keystore import AtRest, load_secret, read_passphrase
 from common.randomness import Randomness
 from common.roster import Roster
 from common.signing import Identity, verify
+from common.spans import Monitoring
 
 LEDGER_CONTEXT = "veilfed.ledger.v1"
 Precision = Literal["float32", "bfloat16"]
@@ -57,6 +58,7 @@ class SiteSettings:
     "": DIR/witnesses.
     device: what trains here: `cpu`, `cuda` or `cuda:N`; where it is missing, nothing is trained. precision: of the
     products in a model's forward and backward pass; what is clipped, summed and noised is float32 either way.
+    monitoring: where this site's own traces go.
     """
 
     name: str
@@ -66,6 +68,7 @@ class SiteSettings:
     witnesses: str = ""
     device: str = "cpu"
     precision: Precision = "float32"
+    monitoring: Monitoring = field(default_factory=Monitoring)
 
     def __post_init__(self) -> None:
         require(bool(_DEVICE.fullmatch(self.device)), "device", self.device, "cpu, cuda or cuda:N")
