@@ -1,4 +1,4 @@
-"""A site watched by its own administrator: each order as an event in the log and as numbers for the meter.
+"""A site watched by its own administrator: each order as an event in the log, as a span, and as numbers for the meter.
 
 The worker writes DIR/run/worker.numbers, which the node shows beside its own. These numbers are the site's view: they
 may say more than the plan lets out, so whoever may fetch them belongs to the site.
