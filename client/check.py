@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from client.datasets import load_records, split
-from client.device import described, device_named
+from client.device import described, devices_named
 from client.policy import SitePolicy, require_open_window
 from client.site import SiteSettings, load_identity, spent, witnesses_of
 from common.audit import Audit
@@ -64,7 +64,7 @@ def check(directory: Path, now: datetime) -> Findings:
         found.agrees_to = policy.to_words()
     if settings:
         with found.looking():
-            found.facts["device"] = f"{described(device_named(settings.device))}, {settings.precision}"
+            found.facts["device"] = f"{described(devices_named(settings.devices))}, {settings.precision}"
         with found.looking():
             require_installed(settings.monitoring.traces)
         with found.looking():

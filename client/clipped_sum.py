@@ -1,9 +1,9 @@
 """A batch's sum of clipped per-record gradients: what every way to it has in common, and what a layer is."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,27 @@ def layers_of(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return layers
 
 
+class GradientSum(AbstractContextManager["GradientSum"], Protocol):
+    """The sum of a batch's gradients; used as a context, which leaves the model as it was."""
+
+    bfloat16: bool  # of a model's products; norms and sums keep the parameters' own type
+
+    def of(self, features: Tensor, labels: Tensor) -> Tensor:
+        """(d,): on the model's device, wherever the records are. Overwritten by the next call."""
+        ...
+
+
+class BoundedSum(GradientSum, Protocol):
+    """One record moves it by L2 norm `max_grad_norm` at most."""
+
+    max_grad_norm: float
+
+    @property
+    def inside(self) -> int:
+        """How many records of the last batch were within the bound, when there are no shares. Private: noise it."""
+        ...
+
+
 class ClippedSum:
     """Gives the sum of clipped gradients of a batch; used as a context, which leaves the model as it was.
 
@@ -72,7 +93,7 @@ class ClippedSum:
         self._layer_of = {id(p): place for place, own in enumerate(layers.values()) for p in own}
         self._shares = torch.tensor(shares, dtype=torch.float64).unsqueeze(1)
         self.records_at_once = 1 << 30
-        self.bfloat16 = False  # of a model's products; norms and sums keep the parameters' own type
+        self.bfloat16 = False
         self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         sizes = [p.numel() for p in self.parameters.values()]
         self._total = torch.zeros(sum(sizes)).to(next(iter(self.parameters.values())))
@@ -86,10 +107,11 @@ class ClippedSum:
         With shares, each layer's gradient is scaled down to its share of it. A large batch is worked through in parts
         of at most `records_at_once`; an empty one gives zeros. The vector is overwritten by the next call.
         """
+        features, labels = features.to(self._total.device), labels.to(self._total.device)
         self._total.zero_()
         self._inside.zero_()
         parts = -(-len(labels) // self.records_at_once)
-        with _all_digits():
+        with all_digits():
             if parts == 1:
                 self._add(features, labels)
             elif parts:
@@ -132,7 +154,7 @@ class ClippedSum:
 
 
 @contextmanager
-def _all_digits() -> Iterator[None]:
+def all_digits() -> Iterator[None]:
     """No TF32, which cuDNN rounds convolutions to unasked: norm and sum would differ by more than a clip may be off."""
     backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]

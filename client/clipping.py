@@ -42,7 +42,9 @@ def clipped_sum_for(
     refuse_mixing_modules(model)
     if not len(labels):
         return OneByOne(model, max_grad_norm, losses, shares)
-    probes, answers = features[:PROBES].clone(), labels[:PROBES].clone()  # storage of their own, to be measured
+    device = next(model.parameters()).device
+    probes = features[:PROBES].to(device, copy=True)  # storage of its own, to be measured
+    answers = labels[:PROBES].to(device)
     shapes = [(path, type(module)) for path, module in model.named_modules()]
     parameters = [(name, p.shape, p.dtype, p.device, p.requires_grad) for name, p in model.named_parameters()]
     structure = (*shapes, *parameters, probes.shape, probes.dtype, losses, shares)
@@ -95,7 +97,7 @@ def refuse_mixing_modules(model: nn.Module) -> None:
 def _choose(
     model: nn.Module, probes: Tensor, answers: Tensor, losses: Losses, shares: tuple[float, ...]
 ) -> tuple[type[ClippedSum], int]:
-    with _ready_for_check(model, probes):
+    with ready_for_check(model, probes):
         _refuse_mixing(model, probes)
         expected = OneByOne(model, 1e-3, losses, shares).of(probes, answers)
         per_record = _bytes_for_backward(model, probes, answers, losses) // len(answers)
@@ -110,13 +112,13 @@ def _agrees(make: Callable[[], ClippedSum], probes: Tensor, answers: Tensor, exp
     """Whether this way runs and gives the expected sum. The bound is so small that it clips every record."""
     try:
         with make() as clipped_sum:
-            return _close(clipped_sum.of(probes, answers), expected)
+            return close(clipped_sum.of(probes, answers), expected)
     except Exception:  # whatever a foreign module raises here, another way may take it
         return False
 
 
 @contextmanager
-def _ready_for_check(model: nn.Module, probes: Tensor) -> Iterator[None]:
+def ready_for_check(model: nn.Module, probes: Tensor) -> Iterator[None]:
     """Weights moved a little, as zeros would hide mistakes, and no dropout, as masks differ; all undone afterwards."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     before, was_training = [p.detach().clone() for p in parameters], model.training
@@ -140,11 +142,11 @@ def _refuse_mixing(model: nn.Module, probes: Tensor) -> None:
     """Raise ConfigError when a record's output depends on the records beside it, naming where it begins."""
     together = _outputs(model, probes)
     alone = [_outputs(model, probe) for probe in probes.split(1)]
-    if _close(together[""], torch.cat([outputs[""] for outputs in alone])):
+    if close(together[""], torch.cat([outputs[""] for outputs in alone])):
         return
     for path, output in together.items():
         each = [outputs.get(path) for outputs in alone]
-        if any(t is None or len(t) != 1 for t in each) or not _close(output, torch.cat(each)):
+        if any(t is None or len(t) != 1 for t in each) or not close(output, torch.cat(each)):
             raise ConfigError(
                 f"model.factory: {path or 'the model'} mixes the records of a batch, so no record's influence can "
                 "be bounded",
@@ -187,7 +189,7 @@ def _bytes_for_backward(model: nn.Module, probes: Tensor, answers: Tensor, losse
     return sum(kept.values())
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
+def close(found: Tensor, expected: Tensor) -> bool:
     """Equal up to rounding. Written so that NaN is not."""
     if found.shape != expected.shape:
         return False

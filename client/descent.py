@@ -33,10 +33,6 @@ class Descent:
         self._step, self._steps = (round_number - 1) * training.local_steps, rounds * training.local_steps
 
     @property
-    def device(self) -> torch.device:
-        return self._weights.device
-
-    @property
     def weights(self) -> Vector:
         """(d,): the weights the model now holds, before their rounding to its own type."""
         return self._weights.cpu().numpy()

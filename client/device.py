@@ -1,12 +1,18 @@
-"""The processor that this site trains on: the one that site.toml names, and never another in its place."""
+"""The processors that this site trains on: those that site.toml names, and never another in their place."""
+
+from collections.abc import Sequence
 
 import torch
 
 from common.errors import ConfigError
 
 
-def device_named(name: str) -> torch.device:
-    """`cpu`, `cuda` (the first GPU) or `cuda:N`. Raises ConfigError when this machine has no such device."""
+def devices_named(names: Sequence[str]) -> tuple[torch.device, ...]:
+    """Each is `cpu`, `cuda` (the first GPU) or `cuda:N`. Raises ConfigError when this machine lacks one of them."""
+    return tuple(_device_named(name) for name in names)
+
+
+def _device_named(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -19,8 +25,12 @@ def device_named(name: str) -> torch.device:
     return device
 
 
-def described(device: torch.device) -> str:
-    """For the administrator: its name, and what it is."""
+def described(devices: Sequence[torch.device]) -> str:
+    """For the administrator: the name of each, and what it is."""
+    return "; ".join(map(_described, devices))
+
+
+def _described(device: torch.device) -> str:
     if device.type == "cpu":
         return f"cpu, {torch.get_num_threads()} threads"
     about = torch.cuda.get_device_properties(device)

@@ -34,7 +34,7 @@ NEWEST_KIT = "run/kit.json"  # below the site's directory, in the place that wor
 _PUBLIC = 0o644
 _followed: dict[Path, bytes] = {}  # digest of the last kit that was looked at
 _SITE = """{passphrase}name = "{name}"
-# device = "cuda"                        # trains on the GPU; left out, on the processor
+# device = "cuda"                        # trains on the GPU, ["cuda:0", "cuda:1"] on two; left out, on the processor
 # precision = "bfloat16"                 # faster on a GPU; what is clipped and noised stays float32
 
 [data]

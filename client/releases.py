@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client.clipped_sum import ClippedSum
+from client.clipped_sum import BoundedSum
 from common.federation import PrivacySettings, TrainingSettings
 from common.randomness import Randomness
 
@@ -23,7 +23,7 @@ class Released:
 
 
 def noised_sum(
-    clipped: ClippedSum, noise_std: float, randomness: Randomness, features: Tensor, labels: Tensor
+    clipped: BoundedSum, noise_std: float, randomness: Randomness, features: Tensor, labels: Tensor
 ) -> Released:
     """One step of the Gaussian mechanism; an empty batch is released as noise alone."""
     total = clipped.of(features, labels)
@@ -61,7 +61,7 @@ class AdaptiveClipping:
 
     def __init__(
         self,
-        clipped: ClippedSum,
+        clipped: BoundedSum,
         noise_multiplier: float,
         training: TrainingSettings,
         privacy: PrivacySettings,

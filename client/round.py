@@ -15,7 +15,7 @@ import numpy as np
 from client import masking
 from client.consent import require_budget, require_consent
 from client.datasets import Records
-from client.device import device_named
+from client.device import devices_named
 from client.limits import cpu_allowance
 from client.opening import open_published
 from client.policy import consent, size_objection
@@ -85,7 +85,7 @@ def join(site: Site, order: Envelope) -> bytes:
     records, held_out = site.training_records, site.held_out_records
     consent(site.policy, plan, cohort, len(records))
     require_room(plan, len(cohort))
-    device_named(site.settings.device)
+    devices_named(site.settings.devices)
     if plan.privacy.in_shares:
         noise_shares(plan, len(cohort))
     _require_groups(plan, records)
@@ -199,6 +199,7 @@ def train_and_charge(site: Site, run: SiteRun, number: int, model: np.ndarray, b
         plan.federation.rounds,
         cpu_allowance(site.policy.resources),
         site.settings.precision == "bfloat16",
+        devices_named(site.settings.devices)[1:],
     )
     _charge(site, run, number, bill, plan.training_purpose)
     return trained
@@ -297,8 +298,8 @@ def _predicted(site: Site, run: SiteRun, model: np.ndarray, records: Records) ->
 
 
 def _loaded(site: Site, run: SiteRun, model: np.ndarray) -> "nn.Module":
-    """The network with these parameters, on the device that this site computes on."""
-    network = _network(run.plan.model, str(device_named(site.settings.device)))
+    """The network with these parameters, on the first of the devices that this site computes on."""
+    network = _network(run.plan.model, str(devices_named(site.settings.devices)[0]))
     load_parameters(network, model)
     return network
 

@@ -28,7 +28,8 @@ from common.spans import Monitoring
 
 LEDGER_CONTEXT = "veilfed.ledger.v1"
 Precision = Literal["float32", "bfloat16"]
-_DEVICE = re.compile("cpu|cuda(:[0-9]{1,3})?")
+_GPU = re.compile("cuda:(0|[1-9][0-9]{0,2})")
+_DEVICES = 'cpu, cuda, cuda:N or a list of different cuda:N such as ["cuda:0", "cuda:1"]'
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class SiteSettings:
     passphrase_file: absolute path of what opens this site's keys; `veilfed site lock` writes it here.
     witnesses: absolute path of the folder that holds the newest heads of ledgers and audit log, best on another disk;
     "": DIR/witnesses.
-    device: what trains here: `cpu`, `cuda` or `cuda:N`; where it is missing, nothing is trained. precision: of the
-    products in a model's forward and backward pass; what is clipped, summed and noised is float32 either way.
+    device: what trains here: `cpu`, `cuda`, `cuda:N`, or several GPUs that share each lot; where one is missing,
+    nothing is trained. precision: of the products in a model's forward and backward pass; what is clipped, summed and
+    noised is float32 either way.
     monitoring: where this site's own traces go.
     """
 
@@ -66,15 +68,21 @@ class SiteSettings:
     insecure_randomness: int = 0
     passphrase_file: str = ""
     witnesses: str = ""
-    device: str = "cpu"
+    device: str | tuple[str, ...] = "cpu"
     precision: Precision = "float32"
     monitoring: Monitoring = field(default_factory=Monitoring)
 
     def __post_init__(self) -> None:
-        require(bool(_DEVICE.fullmatch(self.device)), "device", self.device, "cpu, cuda or cuda:N")
+        gpus = set(filter(_GPU.fullmatch, self.devices))
+        require(self.device in ("cpu", "cuda") or 0 < len(gpus) == len(self.devices), "device", self.device, _DEVICES)
         for key in ("passphrase_file", "witnesses"):
             path = getattr(self, key)
             require(not path or Path(path).is_absolute(), key, path, "an absolute path")
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The first keeps the model; the others take their part of each lot."""
+        return (self.device,) if isinstance(self.device, str) else self.device
 
 
 @dataclass(frozen=True)

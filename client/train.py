@@ -1,7 +1,7 @@
 """One site's local training: from records and a model to an update. What it costs: `common/dp/cost.py`."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from client.clipped_sum import ClippedSum, output_of
+from client.clipped_sum import BoundedSum, GradientSum
 from client.clipping import PROBES, clipped_sum_for, shares_of
 from client.descent import Descent
 from client.oversampling import smote
+from client.plain_sum import PlainSum
 from client.releases import AdaptiveClipping, Released, bounds_of, noised_sum
+from client.replicas import Spread, SpreadClipped
 from client.sampling import poisson_batch
 from common.errors import ConfigError
 from common.federation import PrivacySettings, TrainingSettings
@@ -48,6 +49,7 @@ def train(
     rounds: int = 1,
     between_steps: Callable[[], None] = lambda: None,
     bfloat16: bool = False,
+    also_on: Sequence[torch.device] = (),
 ) -> Trained:
     """Train `model` in place on features (n, *inputs) and labels (n,); its new weights and the update agree.
 
@@ -59,7 +61,8 @@ def train(
     With `privacy.clipping` "per-layer" the layers have shares of the same norm; with "adaptive" the norm moves with the
     steps, at the same cost (`AdaptiveClipping`). round_number, of rounds: public, for the learning rate's schedule.
     between_steps: may raise, to stop. bfloat16: the model's own products are of that type; gradients are not.
-    All happens on the device that `model` is on but the noise, which the processor draws while a GPU is still summing.
+    All happens on the device that `model` is on but the noise, which the processor draws while a GPU is still summing;
+    also_on: further devices that take their part of every sum of gradients, see `Spread`.
     Reference: Abadi et al. 2016, arXiv:1607.00133.
     """
     started = time.perf_counter()
@@ -69,26 +72,33 @@ def train(
     before = flat(parameters)
     if not model.training:
         model.train()
-    if privacy.mode in ("none", "site") and training.sampling == "shuffle":
-        _train_on_shuffled(model, parameters, features, labels, training, randomness, between_steps, bfloat16)
-        update = flat(parameters) - before
-    elif privacy.mode in ("none", "site"):
-        descent = Descent(model, training, round_number, rounds)
-        plain = partial(_gradient_sum, model, bfloat16)
-        _train_on_lots(plain, descent, features, labels, training, randomness, between_steps)
-        update = descent.weights - before
+    probes = _batch(features, labels, np.arange(min(PROBES, len(labels))))
+    step: Step
+    if privacy.mode in ("none", "site"):
+        plain: GradientSum = Spread(model, also_on, PlainSum, *probes) if also_on else PlainSum(model)
+        with plain:
+            plain.bfloat16 = bfloat16
+            if training.sampling == "shuffle":
+                _train_on_shuffled(plain, parameters, features, labels, training, randomness, between_steps)
+                update = flat(parameters) - before
+            else:
+                descent = Descent(model, training, round_number, rounds)
+                step = partial(_noiseless, plain)
+                _train_on_lots(step, descent, features, labels, training, randomness, between_steps)
+                update = descent.weights - before
     else:
         for bound in bounds_of(privacy):
             refuse_swallowed_noise(noise_multiplier * bound, bound, training, before)
         descent = Descent(model, training, round_number, rounds)
-        probes = _batch(features, labels, np.arange(min(PROBES, len(labels))), descent.device)
         shares = shares_of(model, privacy.clipping, privacy.layer_weights)
-        with clipped_sum_for(model, privacy.max_grad_norm, *probes, shares=shares) as clipped:
+        given = {"max_grad_norm": privacy.max_grad_norm, "features": probes[0], "labels": probes[1], "shares": shares}
+        clipped_for = partial(clipped_sum_for, **given)
+        clipped: BoundedSum = SpreadClipped(model, also_on, clipped_for, *probes) if also_on else clipped_for(model)
+        with clipped:
             if bfloat16:
                 _require_bfloat16(clipped, *probes)
-            step: Step
             if privacy.mode == "distributed":
-                step = partial(_clipped_sum, clipped)
+                step = partial(_noiseless, clipped)
             elif privacy.clipping == "adaptive":
                 step = AdaptiveClipping(clipped, noise_multiplier, training, privacy, randomness).noised_sum
             else:
@@ -98,7 +108,7 @@ def train(
     return Trained(update, time.perf_counter() - started)
 
 
-def _require_bfloat16(clipped: ClippedSum, features: Tensor, labels: Tensor) -> None:
+def _require_bfloat16(clipped: BoundedSum, features: Tensor, labels: Tensor) -> None:
     """Compute in it from here on. Raises ConfigError where the model cannot: layers of one's own may mix types."""
     clipped.bfloat16 = True
     try:
@@ -142,51 +152,40 @@ def _train_on_lots(
     for _ in range(training.local_steps):
         between_steps()
         batch = poisson_batch(len(labels), training.sample_rate, randomness)
-        descent.step(gradient_sum(*_batch(features, labels, batch, descent.device)))
+        descent.step(gradient_sum(*_batch(features, labels, batch)))
 
 
 def _batch(
-    features: NDArray[np.float32], labels: NDArray[np.int64], chosen: NDArray[np.int64], device: torch.device
+    features: NDArray[np.float32], labels: NDArray[np.int64], chosen: NDArray[np.int64]
 ) -> tuple[Tensor, Tensor]:
-    """Copies of the chosen records, so that read-only arrays will do."""
-    return torch.from_numpy(features[chosen]).to(device), torch.from_numpy(labels[chosen]).to(device)
+    """Copies of the chosen records, so that read-only arrays will do; whoever sums takes them to its device."""
+    return torch.from_numpy(features[chosen]), torch.from_numpy(labels[chosen])
 
 
-def _clipped_sum(clipped: ClippedSum, features: Tensor, labels: Tensor) -> Released:
-    """Without noise: only for an update that gets its share of it before it leaves."""
-    return Released(clipped.of(features, labels))
-
-
-def _gradient_sum(model: nn.Module, bfloat16: bool, features: Tensor, labels: Tensor) -> Released:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not len(labels):
-        return Released(torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device))
-    loss = F.cross_entropy(output_of(model, features, bfloat16), labels, reduction="sum")
-    return Released(torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)]))
+def _noiseless(gradients: GradientSum, features: Tensor, labels: Tensor) -> Released:
+    """Only for an update that gets noise before it leaves, or that nobody protects."""
+    return Released(gradients.of(features, labels))
 
 
 def _train_on_shuffled(
-    model: nn.Module,
+    plain: GradientSum,
     parameters: list[nn.Parameter],
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
     training: TrainingSettings,
     randomness: Randomness,
     between_steps: Callable[[], None],
-    bfloat16: bool,
 ) -> None:
     """Plain SGD over every record once per epoch; nothing here is private."""
-    velocity = None
+    sizes = [p.numel() for p in parameters]
+    velocity = torch.zeros(sum(sizes)).to(parameters[0])
+    pieces = [piece.view(p.shape) for p, piece in zip(parameters, velocity.split(sizes), strict=True)]
     for _ in range(training.local_epochs):
         order = np.argsort(randomness.uniform(len(labels)))
         for start in range(0, len(order), training.batch_size):
             between_steps()
             batch = order[start : start + training.batch_size]
-            chosen, answers = _batch(features, labels, batch, parameters[0].device)
-            loss = F.cross_entropy(output_of(model, chosen, bfloat16), answers)
-            gradients = torch.autograd.grad(loss, parameters)
+            gradients = plain.of(*_batch(features, labels, batch))
+            velocity.mul_(training.momentum).add_(gradients, alpha=1 / len(batch))
             with torch.no_grad():
-                if velocity is not None:
-                    gradients = torch._foreach_add(gradients, velocity, alpha=training.momentum)
-                velocity = gradients
-                torch._foreach_add_(parameters, velocity, alpha=-training.learning_rate)
+                torch._foreach_add_(parameters, pieces, alpha=-training.learning_rate)

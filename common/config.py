@@ -122,8 +122,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
 
 
 def _type_name(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list"}
+    return names.get(get_origin(hint) or hint, getattr(hint, "__name__", str(hint)))
 
 
 def _wrong_type(key: str, value: Any, wanted: str) -> ConfigError:

@@ -62,6 +62,7 @@ def coordinate(
     grid: Grid, store: RunStore, on_round: OnRound, site_of: Callable[[int], str] = lambda node: ""
 ) -> Outcome:
     """The whole run, from wherever the store says it stopped. site_of: see `Links`."""
+    store.sweep()
     with _noting_the_end(store):
         return _coordinate(Links(grid, store.roster, site_of), store, on_round)
 

@@ -75,11 +75,14 @@ class RunStore:
             plan = fill(Plan, from_json((directory / "plan.json").read_bytes()))
         except OSError:
             raise ConfigError(f"{directory} holds no run", "give the directory of an earlier run") from None
-        for leftover in [*directory.glob(".*.part"), *directory.glob("*/.*.part")]:
-            leftover.unlink()
         home = cls._home_of(directory)
         identity = Identity.from_private_bytes(load_secret(home / "identity.key", None))
         return cls(directory, from_hex(directory.name), plan, Roster.read(home / "roster.json"), identity)
+
+    def sweep(self) -> None:
+        """Remove what a crash cut short. For whoever conducts the run: of others it would take what is being written."""
+        for leftover in [*self.directory.glob(".*.part"), *self.directory.glob("*/.*.part")]:
+            leftover.unlink()
 
     @staticmethod
     def _home_of(directory: Path) -> Path:

@@ -16,7 +16,9 @@ def add_commands(commands: Any) -> None:
     he.add_argument("--sites", type=positive, default=8, help="sites that are summed")
     about, example = "a DP-SGD step against Opacus and plain SGD", "veilfed bench dp --device cpu"
     dp = command(bench, "dp", _dp, _show_dp, about, f"example: {example}")
-    dp.add_argument("--device", default="cpu", help="cpu, or cuda for large models as well")
+    dp.add_argument(
+        "--device", default="cpu", help="cpu; cuda for large models as well; cuda:0,cuda:1 for a lot on both"
+    )
     about, example = "a round against a bare loop and Flower on Ray", "veilfed bench simulate"
     command(bench, "simulate", _simulate, show_rows, about, f"example: {example}")
     about = "a private round over the network against a plain one of stock Flower; or what a large model takes"

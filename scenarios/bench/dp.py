@@ -2,7 +2,8 @@
 
 A step is forward, backward, clipping, noise and the move of the weights on one batch that stays the same. The modes
 take turns, so that a busy machine slows all alike; medians of wall seconds. Memory is the growth of a fresh child
-process over three steps, above what it held when model and batch were ready (on a GPU: the allocator's peak).
+process over three steps, above what it held when model and batch were ready (on a GPU: the allocator's peak; on
+several, the first one's).
 """
 
 import gc
@@ -16,16 +17,18 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.clipping import clipped_sum_for
+from client.clipping import PROBES, clipped_sum_for
 from client.clipping_modes import OneByOne
 from client.descent import Descent
 from client.releases import noised_sum
+from client.replicas import SpreadClipped
 from client.sampling import poisson_batch
 from common.federation import TrainingSettings, require
 from common.randomness import Randomness
@@ -33,6 +36,8 @@ from scenarios.bench import epsilon
 from scenarios.bench.dp_models import WORKS, Work
 
 Step = Callable[[], object]
+Make = Callable[[Work, nn.Module, Tensor, Tensor], Step]
+Modes = dict[str, Make]
 _OPACUS = {f"opacus-{mode}": mode for mode in ("hooks", "ghost", "ew", "functorch")}
 _LEARNING_RATE = 1e-3
 _RARELY = ("loop", "opacus-functorch")  # slow ones are timed at every fifth turn
@@ -41,20 +46,23 @@ _RARELY = ("loop", "opacus-functorch")  # slow ones are timed at every fifth tur
 def run(device: str = "cpu", models: Sequence[str] | None = None, seconds_per_model: float = 20.0) -> dict[str, Any]:
     """One row per model and mode that works; `ratios` says how many plain steps each costs.
 
+    device: of several, as in "cuda:0,cuda:1", the first; a mode "veilfed-x2" spreads the same lot over all.
     models: all that fit the device, unless named; the largest need a GPU.
     `parts` times the noise for a million parameters beside torch.normal, and the draw of a Poisson batch of about
     256 of 60,000 records beside Opacus' loader, and a run's epsilon beside dp-accounting's.
     """
-    on_gpu = torch.device(device).type == "cuda"
+    first, *others = (torch.device(name) for name in device.split(","))
+    on_gpu = first.type == "cuda"
+    modes = _MODES | ({f"veilfed-x{1 + len(others)}": partial(_spread, others)} if others else {})
     chosen = [name for name, work in WORKS.items() if on_gpu or not work.gpu_only] if models is None else list(models)
     require(set(chosen) <= set(WORKS), "--models", chosen, ", ".join(WORKS))
     rows: list[dict[str, Any]] = []
     skipped: list[str] = []
     with _one_thread(), _same_digits(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        peaks = {name: _peaks(WORKS[name], torch.device(device)) for name in chosen}  # before this process has grown
+        peaks = {name: _peaks(WORKS[name], modes, first) for name in chosen}  # before this process has grown
         for name in chosen:
-            found, failed = _measure(WORKS[name], torch.device(device), seconds_per_model, peaks[name])
+            found, failed = _measure(WORKS[name], modes, first, seconds_per_model, peaks[name])
             rows += found
             skipped += failed
         parts = [*_parts(), *epsilon.parts()]
@@ -62,26 +70,26 @@ def run(device: str = "cpu", models: Sequence[str] | None = None, seconds_per_mo
     for row in rows:
         plain = next(r["step_ms"] for r in rows if (r["model"], r["mode"]) == (row["model"], "sgd"))
         ratios.setdefault(row["model"], {})[row["mode"]] = round(row["step_ms"] / plain, 3)
-    where = torch.cuda.get_device_name(device) if on_gpu else "cpu, one thread"
+    where = torch.cuda.get_device_name(first) if on_gpu else "cpu, one thread"
     return {"bench": "dp", "device": where, "rows": rows, "ratios": ratios, "parts": parts, "skipped": skipped}
 
 
-def _peaks(work: Work, device: torch.device) -> dict[str, float | Exception]:
+def _peaks(work: Work, modes: Modes, device: torch.device) -> dict[str, float | Exception]:
     """By mode: MiB, or why there are none."""
     found: dict[str, float | Exception] = {}
-    for mode in _MODES:
+    for mode, make in modes.items():
         try:
-            found[mode] = _peak_mb(work, mode, device)
+            found[mode] = _peak_mb(work, mode, make, device)
         except Exception as error:  # a peer that cannot take this model; its own words say why
             found[mode] = error
     return found
 
 
 def _measure(
-    work: Work, device: torch.device, seconds: float, peaks: dict[str, float | Exception]
+    work: Work, modes: Modes, device: torch.device, seconds: float, peaks: dict[str, float | Exception]
 ) -> tuple[list[dict[str, Any]], list[str]]:
     failed = {mode: peak for mode, peak in peaks.items() if isinstance(peak, Exception)}
-    steps = {mode: _MODES[mode](work, *_model_and_batch(work, device)) for mode in peaks if mode not in failed}
+    steps = {mode: modes[mode](work, *_model_and_batch(work, device)) for mode in peaks if mode not in failed}
     times = _take_turns(steps, device, seconds)
     rows = [
         {"model": work.name, "batch": work.batch, "mode": mode, "step_ms": 1e3 * times[mode], "peak_mb": peaks[mode]}
@@ -130,6 +138,15 @@ def _veilfed(work: Work, model: nn.Module, features: Tensor, labels: Tensor) -> 
     return _private(clipped.__enter__(), work, model, features, labels)  # left open: the bench ends with the process
 
 
+def _spread(also_on: Sequence[torch.device], work: Work, model: nn.Module, features: Tensor, labels: Tensor) -> Step:
+    """From the host, as in training; its threads are left open like the hooks of `_veilfed`."""
+    features, labels = features.cpu(), labels.cpu()
+    probes = {"features": features[:PROBES], "labels": labels[:PROBES]}
+    sum_for = partial(clipped_sum_for, max_grad_norm=1.0, losses=work.losses, **probes)
+    clipped = SpreadClipped(model, also_on, sum_for, **probes)
+    return _private(clipped.__enter__(), work, model, features, labels)
+
+
 def _loop(work: Work, model: nn.Module, features: Tensor, labels: Tensor) -> Step:
     return _private(OneByOne(model, 1.0, work.losses), work, model, features, labels)
 
@@ -140,7 +157,7 @@ def _private(clipped: Any, work: Work, model: nn.Module, features: Tensor, label
     return lambda: descent.step(noised_sum(clipped, 1.0, randomness, features, labels))
 
 
-def _opacus(mode: str) -> Callable[[Work, nn.Module, Tensor, Tensor], Step]:
+def _opacus(mode: str) -> Make:
     def make(work: Work, model: nn.Module, features: Tensor, labels: Tensor) -> Step:
         from opacus import PrivacyEngine
         from torch.utils.data import DataLoader, TensorDataset
@@ -183,7 +200,7 @@ class _PerRecordLoss:
         return self._losses(output, labels)
 
 
-_MODES: dict[str, Callable[[Work, nn.Module, Tensor, Tensor], Step]] = {
+_MODES: Modes = {
     "sgd": _plain,
     "veilfed": _veilfed,
     **{name: _opacus(mode) for name, mode in _OPACUS.items()},
@@ -191,15 +208,15 @@ _MODES: dict[str, Callable[[Work, nn.Module, Tensor, Tensor], Step]] = {
 }
 
 
-def _peak_mb(work: Work, mode: str, device: torch.device) -> float:
+def _peak_mb(work: Work, mode: str, make: Make, device: torch.device) -> float:
     if device.type == "cuda":
-        return _peak_on_device(work, mode, device)
+        return _peak_on_device(work, make, device)
     _import_opacus_once(mode)
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         os.close(reader)
-        _report_growth(work, mode, writer)
+        _report_growth(work, make, writer)
     os.close(writer)
     with os.fdopen(reader) as pipe:
         answer = json.loads(pipe.read() or '{"error": "the process died"}')
@@ -215,14 +232,14 @@ def _import_opacus_once(mode: str) -> None:
         import opacus  # noqa: F401
 
 
-def _report_growth(work: Work, mode: str, writer: int) -> None:
+def _report_growth(work: Work, make: Make, writer: int) -> None:
     """In the child: three steps, the growth of the largest resident set, and out without any clean-up."""
     try:
         few = replace(work, batch=2)
         _plain(few, *_model_and_batch(few, torch.device("cpu")))()  # loads kernels, which are nobody's growth
         ready = _model_and_batch(work, torch.device("cpu"))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        step = _MODES[mode](work, *ready)
+        step = make(work, *ready)
         for _ in range(3):
             step()
         answer = {"peak_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024}
@@ -232,13 +249,13 @@ def _report_growth(work: Work, mode: str, writer: int) -> None:
     os._exit(0)
 
 
-def _peak_on_device(work: Work, mode: str, device: torch.device) -> float:
+def _peak_on_device(work: Work, make: Make, device: torch.device) -> float:
     gc.collect()
     torch.cuda.empty_cache()
     ready = _model_and_batch(work, device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    step = _MODES[mode](work, *ready)
+    step = make(work, *ready)
     for _ in range(3):
         step()
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20

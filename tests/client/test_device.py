@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from client.check import check
 from client.clipped_sum import ClippedSum
 from client.clipping_modes import BookKeeping, OneByOne, Vectorised
-from client.device import described, device_named
+from client.device import described, devices_named
 from client.site import SiteData, SiteSettings
 from client.train import train
+from common.config import fill
 from common.errors import ConfigError
 from common.federation import ModelSettings, PrivacySettings, TrainingSettings
 from common.models import build
@@ -25,19 +26,38 @@ from tests.client.test_clipping import make
 from tests.client.test_consent import ADLER, refusal
 
 ABSENT = "cuda:99"
+SITE = {"name": "adler", "data": {"name": "d", "loader": "package:load"}}
 
 
 def test_a_device_that_is_not_there_is_refused_and_says_how_to_see_for_oneself() -> None:
     with pytest.raises(ConfigError, match="device = 'cuda:99' is not on this machine") as refused:
-        device_named(ABSENT)
+        devices_named(["cpu", ABSENT])
     assert "veilfed site check" in refused.value.hint
-    assert described(device_named("cpu")).startswith("cpu, ")
+    assert described(devices_named(["cpu"])).startswith("cpu, ")
 
 
-@pytest.mark.parametrize("name", ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:0,cuda:1", "meta", "mps"])
+@pytest.mark.parametrize("name", ["", "gpu", "CUDA", "cuda:", "cuda:-1", "cuda:00", "cuda:0,cuda:1", "meta", "mps"])
 def test_only_known_devices_can_be_named(name: str) -> None:
     with pytest.raises(ConfigError, match="device"):
         SiteSettings("adler", SiteData("d", "package:load"), device=name)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [[], ["cpu"], ["cuda"], ["cpu", "cuda:0"], ["cuda", "cuda:1"], ["cuda:0", "cuda:0"], ["cuda:0", 1], [["cuda:0"]]],
+    ids=str,
+)
+def test_a_list_names_different_gpus_by_their_numbers_and_nothing_else(names: list[object]) -> None:
+    with pytest.raises(ConfigError, match="device"):
+        fill(SiteSettings, SITE | {"device": names})
+
+
+def test_one_device_or_several_are_read_from_the_sites_settings() -> None:
+    for device, devices in (("cpu", ("cpu",)), ("cuda:1", ("cuda:1",)), (["cuda:1", "cuda:0"], ("cuda:1", "cuda:0"))):
+        assert fill(SiteSettings, SITE | {"device": device}).devices == devices
+    with pytest.raises(ConfigError) as refused:
+        fill(SiteSettings, SITE | {"device": 0})
+    assert refused.value.hint == "allowed: a text or a list"
 
 
 def test_site_check_says_what_trains_here(tmp_path) -> None:
@@ -45,6 +65,10 @@ def test_site_check_says_what_trains_here(tmp_path) -> None:
     assert check(site, NOW).facts["device"] == f"cpu, {torch.get_num_threads()} threads, float32"
     change(site, "site.toml", device=ABSENT)
     assert any(ABSENT in problem for problem in check(site, NOW).problems)
+    change(site, "site.toml", device=["cuda:98", ABSENT])
+    assert any("cuda:98" in problem for problem in check(site, NOW).problems)
+    both = torch.device("cpu"), torch.device("cpu")
+    assert described(both) == "; ".join([f"cpu, {torch.get_num_threads()} threads"] * 2)
 
 
 def test_a_site_without_its_device_joins_nothing(tmp_path) -> None:

@@ -59,6 +59,15 @@ def test_a_mode_that_fails_is_named_with_its_reason(monkeypatch: pytest.MonkeyPa
     assert found["skipped"] == ["mlp-105k broken: ArithmeticError: no rule for this layer"]
 
 
+def test_several_devices_are_measured_beside_the_first_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dp, "_MODES", {"sgd": dp._plain, "veilfed": dp._veilfed})
+    monkeypatch.setattr(dp, "_parts", list)
+    monkeypatch.setattr(epsilon, "parts", list)
+    found = dp.run("cpu,cpu", models=["mlp-105k"], seconds_per_model=0.1)
+    assert list(found["ratios"]["mlp-105k"]) == ["sgd", "veilfed", "veilfed-x2"]
+    assert found["skipped"] == []
+
+
 def test_noise_and_batch_are_measured_beside_their_references_and_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

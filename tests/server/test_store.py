@@ -62,6 +62,19 @@ def test_a_damaged_run_keeps_no_other_from_going_on(tmp_path):
     assert RunStore.unfinished(home) == []
 
 
+def test_looking_at_a_run_takes_nothing_away_of_what_its_conductor_is_writing(tmp_path):
+    store = RunStore.open(workplace(tmp_path / "run").run)
+    (store.directory / "offers").mkdir()
+    being_written = [store.directory / ".ended.0f.part", store.directory / "offers" / ".000002.0f.part"]
+    for path in being_written:
+        path.touch()
+    store.keep_bundle(b"content", "signature")
+    assert [each.run for each in RunStore.unfinished(store.directory.parents[1])] == [store.run]
+    assert all(path.exists() for path in being_written)
+    store.sweep()
+    assert not any(path.exists() for path in being_written)
+
+
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 def test_a_released_model_is_a_file_that_safetensors_reads(tmp_path, size):
     store = RunStore.open(workplace(tmp_path / "run").run)
