@@ -14,9 +14,8 @@ from client.site import Site
 from common.audit import LONGEST_TEXT, Event, KeyCeremony, Opened, Refused, Released, RunJoined, Sealed, StoodIn
 from common.errors import FederationError, NotNow, ProtocolError, TrustError
 from common.files import exclusive
-from common.masking import names
 from common.roster import COORDINATOR
-from common.wire import Envelope, Kind, decode, digest, encode, from_json, to_json
+from common.wire import Envelope, Kind, decode, digest, encode, from_json, names, to_json
 
 
 @dataclass(frozen=True)

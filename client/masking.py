@@ -25,13 +25,12 @@ from common.masking import (
     cohort_hash,
     holders,
     mask_context,
-    names,
     package_context,
     require_agreement,
     split_package,
 )
 from common.spans import span
-from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, to_json
+from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, names, to_json
 
 
 def offer(site: Site, run: SiteRun, number: int) -> dict[str, Any]:
@@ -225,8 +224,10 @@ def _require_agreed(site: Site, run: SiteRun, order: Envelope, opening: Opening)
 
 
 def _require_signed(site: Site, run: SiteRun, order: Envelope, agreed: Sequence[str], opening: Opening) -> None:
-    signed = (decode(from_hex(data), site.roster.public_key_of) for data in agreed)
-    require_agreement(signed, opening, _threshold(run), order)
+    signed = [decode(from_hex(data), site.roster.key_of_member) for data in agreed]
+    require_agreement(
+        [said for said in signed if said.sender not in site.roster.revoked], opening, _threshold(run), order
+    )
 
 
 def _threshold(run: SiteRun) -> int:
@@ -249,7 +250,7 @@ def _pair_seeds(site: Site, run: SiteRun, number: int, mask_key: ExchangeKey) ->
     seeds, bucket = {}, _bucket(site, run, number)
     for name, data in _shown(run, number)["offers"].items():
         if name != site.name and name in bucket:
-            envelope = decode(from_hex(data), site.roster.public_key_of)
+            envelope = decode(from_hex(data), site.roster.key_of_member)
             theirs = Offer.of(envelope, run.run, run.plan_hash, number)
             seeds[name] = pairwise_seed(mask_key, theirs.mask_key, site.name, name, context)
     return seeds

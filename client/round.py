@@ -38,14 +38,14 @@ from common.he.parameters import choose_scheme
 from common.he.scheme import encrypt
 from common.he.series import Joined, Series
 from common.layout import group_cells, longest
-from common.masking import Published, names
+from common.masking import Published
 from common.metrics import MetricsCode
 from common.model_state import ModelState, advance
 from common.models import build, layer_sizes, load_parameters, parameters_of, predict
 from common.robust_update import RobustUpdate, robust_update
 from common.spans import span
 from common.updates import clip
-from common.wire import Envelope, Kind, digest, encode, from_json, plan_hash, table
+from common.wire import Envelope, Kind, digest, encode, from_json, names, plan_hash, table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,7 +80,8 @@ def join(site: Site, order: Envelope) -> bytes:
     plan, cohort = fill(Plan, table(body, "plan")), tuple(sorted(names(body, "cohort")))
     if plan_hash(plan) != order.plan:
         raise ProtocolError("the plan is not the one whose hash the order carries")
-    if site.name not in cohort or not set(cohort) <= set(site.roster.sites) or len(set(cohort)) != len(cohort):
+    known = {*site.roster.sites, *(site.roster.revoked if SiteRun.has_begun(site, order.run) else ())}
+    if site.name not in cohort or not set(cohort) <= known or len(set(cohort)) != len(cohort):
         raise TrustError("the cohort lists sites that are not on the roster, or one twice, or leaves this one out")
     records, held_out = site.training_records, site.held_out_records
     consent(site.policy, plan, cohort, len(records))

@@ -62,12 +62,16 @@ class SiteRun:
         """The run this site joined. Raises ProtocolError when it did not. at_rest: only secrets need it."""
         return _open(cls, directory, run, at_rest)
 
+    @staticmethod
+    def has_begun(site: Site, run: bytes) -> bool:
+        """Whether this site has joined that run: then with a plan and a cohort that stay as they are."""
+        return (site.directory / "runs" / run.hex() / "agreement.json").exists()
+
     @classmethod
     def applied(cls, site: Site, run: bytes) -> int:
         """The last round of that run that this site has applied; 0 in a run that is new to it."""
-        runs = site.directory / "runs"
-        known = (runs / run.hex() / "agreement.json").exists()
-        return cls.open(runs, run, site.at_rest).version().round_number if known else 0
+        known = cls.has_begun(site, run)
+        return cls.open(site.directory / "runs", run, site.at_rest).version().round_number if known else 0
 
     @cached_property
     def plan_hash(self) -> bytes:

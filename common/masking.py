@@ -22,7 +22,7 @@ from typing import Any
 from common.errors import ProtocolError, TrustError, WireError
 from common.federation import MOST_HOLDERS
 from common.he.shares import SHARE_BYTES
-from common.wire import Envelope, Kind, digest, from_hex, from_json, to_json
+from common.wire import Envelope, Kind, digest, from_hex, from_json, names, to_json
 
 
 def cohort_hash(cohort: Sequence[str]) -> bytes:
@@ -135,14 +135,6 @@ class Published:
         end = 4 + int.from_bytes(body[:4], "big")
         head = from_json(body[4:end])
         return cls(tuple(names(head, "sites")), tuple(names(head, "agreed")), Lifting.from_json(head), body[end:])
-
-
-def names(body: Mapping[str, Any], key: str) -> list[str]:
-    """A list of texts in a JSON body. Raises WireError when it is anything else."""
-    value = body.get(key)
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise WireError(f"{key} is not a list of texts")
-    return value
 
 
 def holders(cohort: Sequence[str], owner: str) -> tuple[str, ...]:

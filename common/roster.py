@@ -59,6 +59,10 @@ class Roster:
         """Raises TrustError for who is not on the roster, or not any more."""
         if name in self.revoked:
             raise TrustError(f"{name!r} was revoked")
+        return self.key_of_member(name)
+
+    def key_of_member(self, name: str) -> bytes:
+        """The same, but also of who was revoked since: for words that were acted on before."""
         try:
             return self.keys[name]
         except KeyError:

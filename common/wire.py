@@ -183,6 +183,14 @@ def table(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return value
 
 
+def names(body: Mapping[str, Any], key: str) -> list[str]:
+    """A list of texts in a JSON body. Raises WireError when it is anything else."""
+    value = body.get(key)
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise WireError(f"{key} is not a list of texts")
+    return value
+
+
 def digest(*parts: Bytes) -> bytes:
     """SHA-256 of all parts together."""
     hashed = hashlib.sha256()

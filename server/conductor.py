@@ -94,9 +94,9 @@ def conduct(home: Path, task: Task) -> None:
     store = RunStore.begin(home, run, plan, f"whoever holds the bundle key {key}")
     store.keep_bundle(task.content, signature)
     store.audit.note(BundleAccepted(store.run.hex(), digest(task.content).hex(), key))
-    required = plan.fewest_sites(len(roster.sites))
+    required = plan.fewest_sites(len(store.cohort))
     task.grid.patience, task.grid.ring = Patience(required), Loopback(home).ring
-    task.grid.most_parts = _BESIDE_PARTS + -(-longest_reply(plan, len(roster.sites)) // _PART_BYTES)
+    task.grid.most_parts = _BESIDE_PARTS + -(-longest_reply(plan, len(store.cohort)) // _PART_BYTES)
     task.say("begun", {"run": store.run.hex(), "rounds": plan.last_round, "closed": len(store.rounds())})
     watch = Watch(home, store.run.hex(), plan.monitoring.alerts, store.rounds())
 

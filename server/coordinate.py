@@ -85,8 +85,8 @@ def _join(links: Links, store: RunStore) -> dict[str, str]:
     Where a person must agree at a site, that is waited for, as nobody joins later; where it says "not now" for another
     reason, is silent or not connected, only while too few have joined. Whoever submitted the run can stop it.
     """
-    wanted, enough = len(store.roster.sites), store.plan.federation.min_cohort
-    order = _order(store, {"plan": to_table(store.plan), "cohort": list(store.roster.sites)})
+    wanted, enough = len(set(store.cohort) & set(store.roster.sites)), store.plan.federation.min_cohort
+    order = _order(store, {"plan": to_table(store.plan), "cohort": list(store.cohort)})
     joined: dict[str, str] = {}
     refused: dict[int, LeftOut] = {}
     started, pause = time.monotonic(), ASK_AGAIN_SECONDS
@@ -140,7 +140,7 @@ def _rounds(links: Links, store: RunStore, joined: Mapping[str, str], on_round: 
         closed += 1
     store.fill_gap(closed)
     keys, parameters = KeyRelay(store, links, joined), sum(planned_sizes(store.plan.model))
-    scheme = choose_scheme(store.plan.encryption.preset, len(store.roster.sites), longest(store.plan, parameters))
+    scheme = choose_scheme(store.plan.encryption.preset, len(store.cohort), longest(store.plan, parameters))
     return EncryptedRounds(store, links, keys, closed, on_round, scheme, parameters)
 
 

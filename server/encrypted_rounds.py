@@ -82,7 +82,7 @@ class EncryptedRounds(Rounds):
         self.version = self._common_version(self.closed)
         ready = self.keys.ready(number, self.links.at_round(self.closed), self.required)
         self.relay.take(number, self.keys.offers.pop(number, {}))
-        self._kept_out = quarantined(self.store.rounds(), self.plan, self.store.roster.sites)
+        self._kept_out = quarantined(self.store.rounds(), self.plan, self.store.cohort)
         kept_out = {left.site for left in self._kept_out}
         return self.relay.orders(number, [site for site in ready if site not in kept_out], self.version)
 
@@ -202,7 +202,7 @@ class EncryptedRounds(Rounds):
         if len(counts) != expected or not all(type(count) is int for count in counts):
             raise WireError(f"{len(counts)} counts were opened in round {self.closed}, the plan carries {expected}")
         opened, plan, summed = np.array(counts, np.int64), self.plan, self.summed
-        cohort, bits = len(self.store.roster.sites), self.scheme.value_bits
+        cohort, bits = len(self.store.cohort), self.scheme.value_bits
         code = MetricsCode.of(plan, cohort, bits)
         found = estimates(code.decode(opened[: layout.counts]), plan.model.classes, code.noise_in_sum(summed))
         reported = {name: asdict(estimate) for name, estimate in found.items()}

@@ -65,11 +65,11 @@ class KeyRelay:
         """The key of a new epoch, made by the sites in turn; by the next one where one does not answer."""
         first = self.settings.first_round(epoch)
         silent = [site for site in sites if site not in self.store.ceremony(epoch)["joined"]]
-        order = {"plan": to_table(self.store.plan), "cohort": list(self.store.roster.sites)}
+        order = {"plan": to_table(self.store.plan), "cohort": list(self.store.cohort)}
         for site, said in self._ask("join", epoch, silent, order).items():
             if isinstance(said, Reply):
                 self._note(site, said.data.hex())
-        joined = self.store.ceremony(epoch)["joined"]
+        joined = {s: said for s, said in self.store.ceremony(epoch)["joined"].items() if s in self.store.roster.sites}
         makers = [site for site in sorted(sites) if site in joined]
         if len(makers) < required:
             raise too_few(first, len(makers), required, ())

@@ -22,7 +22,7 @@ EXCHANGE_TIMEOUT_SECONDS = 300.0
 class MaskRelay:
     def __init__(self, store: RunStore, links: Links) -> None:
         self.store, self.links = store, links
-        self.threshold = store.plan.encryption.threshold_of(len(store.roster.sites))
+        self.threshold = store.plan.encryption.threshold_of(len(store.cohort))
         self._coming: dict[int, dict[str, Any]] = {}
 
     def take(self, number: int, offered: Mapping[str, Any]) -> None:
@@ -48,7 +48,7 @@ class MaskRelay:
 
     def buckets(self, number: int, version: str) -> Buckets:
         """Who are summed together in that round, on top of that model."""
-        count, sites = self.store.plan.robustness.buckets, self.store.roster.sites
+        count, sites = self.store.plan.robustness.buckets, self.store.cohort
         return shuffled(sites, count, self.store.run, number, from_hex(version))
 
     def publish(self, number: int, received: list[str], version: str, total: Bytes) -> Published:
@@ -76,7 +76,7 @@ class MaskRelay:
         if silent := silent_sites(offers, received, revealed, buckets):
             shares = self._bodies("stand_in", number, agreed, {**shown, "silent": silent})
         context = mask_context(self.store.run, number, version)
-        threshold = self.store.plan.encryption.share_threshold_of(len(self.store.roster.sites))
+        threshold = self.store.plan.encryption.share_threshold_of(len(self.store.cohort))
         return lift_all(buckets, context, threshold, offers, received, revealed, shares)
 
     def _agreed(self, number: int, opening: Opening, shown: Mapping[str, Any]) -> dict[str, Reply]:
@@ -105,13 +105,13 @@ class MaskRelay:
         """Whether the offer is the site's own and brings a package for every holder that is there."""
         try:
             self._offer(number, site, made)
-            keepers = set(holders(self.store.roster.sites, site)) & set(peers) - {site}
+            keepers = set(holders(self.store.cohort, site)) & set(peers) - {site}
             return all(isinstance(made["packages"][keeper], str) for keeper in keepers)
         except (FederationError, KeyError, TypeError):
             return False
 
     def _offer(self, number: int, site: str, made: Any) -> Offer:
-        envelope = decode(from_hex(made["offer"]), self.store.roster.public_key_of)
+        envelope = decode(from_hex(made["offer"]), self.store.roster.key_of_member)
         if envelope.sender != site:
             raise TrustError(f"{site} brought an offer of {envelope.sender}")
         return Offer.of(envelope, self.store.run, self.store.plan_hash, number)

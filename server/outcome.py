@@ -76,13 +76,13 @@ def unprotected(plan: Plan) -> list[str]:
 
 def wire(store: RunStore) -> dict[str, Any]:
     """Bytes of one update as it travels: header, signature and model hash included."""
-    plan, head = store.plan, header_bytes(store.roster.sites[0])
+    plan, head = store.plan, header_bytes(store.cohort[0])
     parameters = sum(planned_sizes(plan.model))
     if plan.encryption.preset == "none":
         sent, scheme = head + 4 * parameters, None
     else:
         length = longest(plan, parameters)
-        scheme = choose_scheme(plan.encryption.preset, len(store.roster.sites), length)
+        scheme = choose_scheme(plan.encryption.preset, len(store.cohort), length)
         sent = head + _MODEL_HASH_BYTES + scheme.message_bytes(length)
     return {
         "parameters": parameters,

@@ -2,7 +2,7 @@
 
 HOME/identity.key      the coordinator's Ed25519 key      HOME/roster.json   names and keys
 HOME/runs/RUN = DIR    one run
-DIR/plan.json          the plan            DIR/ceremonies/N   signed answers of the key ceremony of epoch N
+DIR/agreement.json     plan and cohort     DIR/ceremonies/N   signed answers of the key ceremony of epoch N
 DIR/rounds.jsonl       one entry per closed round, hash-chained
 DIR/aggregates/N       the sum of round N, as every site received it
 DIR/model              model state (readable runs), DIR/released.safetensors  the model the sites released
@@ -32,16 +32,19 @@ from common.keystore import load_secret
 from common.model_state import ModelState
 from common.roster import Roster
 from common.signing import Identity
-from common.wire import decode, digest, from_hex, from_json, plan_hash, to_json
+from common.wire import decode, digest, from_hex, from_json, names, plan_hash, table, to_json
 
 _ENDING_SECONDS = 60.0  # that a conductor takes at most to hear that its run was handed to another
 
 
 @dataclass(frozen=True)
 class RunStore:
+    """cohort: the sites on the roster when the run began, whoever came or went since; roster: as it is now."""
+
     directory: Path
     run: bytes
     plan: Plan
+    cohort: tuple[str, ...]
     roster: Roster
     identity: Identity
 
@@ -53,7 +56,8 @@ class RunStore:
         """
         directory = home / "runs" / (run or os.urandom(16)).hex()
         (directory / "aggregates").mkdir(parents=True)
-        write_atomically(directory / "plan.json", to_json(to_table(plan)))
+        agreement = {"plan": to_table(plan), "cohort": list(Roster.read(home / "roster.json").sites)}
+        write_atomically(directory / "agreement.json", to_json(agreement))
         store = cls.open(directory)
         store.audit.note(RunSubmitted(store.run.hex(), store.plan_hash.hex(), by))
         return store
@@ -61,7 +65,7 @@ class RunStore:
     @classmethod
     def begin(cls, home: Path, run: bytes, plan: Plan, by: str) -> "RunStore":
         """That run, from wherever it stopped, or new. Raises ProtocolError when it has begun with another plan."""
-        if not (home / "runs" / run.hex() / "plan.json").exists():
+        if not (home / "runs" / run.hex() / "agreement.json").exists():
             return cls.create(home, plan, by, run)
         store = cls.open(home / "runs" / run.hex())
         if store.plan_hash != plan_hash(plan):
@@ -72,15 +76,16 @@ class RunStore:
     def open(cls, directory: Path) -> "RunStore":
         """Raises ConfigError when there is no run in that directory."""
         try:
-            plan = fill(Plan, from_json((directory / "plan.json").read_bytes()))
+            agreement = from_json((directory / "agreement.json").read_bytes())
         except OSError:
             raise ConfigError(f"{directory} holds no run", "give the directory of an earlier run") from None
         home = cls._home_of(directory)
         identity = Identity.from_private_bytes(load_secret(home / "identity.key", None))
-        return cls(directory, from_hex(directory.name), plan, Roster.read(home / "roster.json"), identity)
+        plan, cohort = fill(Plan, table(agreement, "plan")), tuple(names(agreement, "cohort"))
+        return cls(directory, from_hex(directory.name), plan, cohort, Roster.read(home / "roster.json"), identity)
 
     def sweep(self) -> None:
-        """Remove what a crash cut short. For whoever conducts the run: of others it would take what is being written."""
+        """Remove what a crash cut short. For whoever conducts the run: it takes what others are writing too."""
         for leftover in [*self.directory.glob(".*.part"), *self.directory.glob("*/.*.part")]:
             leftover.unlink()
 
@@ -206,7 +211,7 @@ class RunStore:
     def makers(self) -> list[str]:
         """Who made the cohort's key, epoch after epoch: as often as it was renewed, and once before."""
         answers = (self.ceremony(int(path.name)) for path in sorted((self.directory / "ceremonies").glob("[0-9]*")))
-        return [decode(from_hex(a["made"]), self.roster.public_key_of).sender for a in answers if "made" in a]
+        return [decode(from_hex(a["made"]), self.roster.key_of_member).sender for a in answers if "made" in a]
 
     def state(self) -> ModelState | None:
         path = self.directory / "model"

@@ -47,7 +47,7 @@ class Rounds(Strategy):
     def __init__(self, store: RunStore, links: Links, closed: int, on_round: OnRound) -> None:
         self.store, self.links, self.closed, self.on_round = store, links, closed, on_round
         self.plan: Plan = store.plan
-        self.required = self.plan.fewest_sites(len(store.roster.sites))  # the sites open nothing of fewer
+        self.required = self.plan.fewest_sites(len(store.cohort))  # the sites open nothing of fewer
         self._begin()
 
     def configure_train(
@@ -217,7 +217,7 @@ class ReadableRounds(Rounds):
             return step(average) if self.plan.training.q else average
         buckets: Buckets = tuple((site,) for site in updates)
         if settings.buckets:
-            sites, model = self.store.roster.sites, self.state.model_hash
+            sites, model = self.store.cohort, self.state.model_hash
             buckets = shuffled(sites, settings.buckets, self.store.run, number, model)
         summed = filled(buckets, updates)
         require_full_enough(self.plan, summed, self.plan.federation.min_cohort if settings.buckets else 1)

@@ -31,6 +31,7 @@ def test_every_make_target_exists(target):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_commands_run_one_after_the_other(tmp_path):
     for command in (line for line in COMMANDS if line.startswith("veilfed")):
         if "consortium" in command and not NGINX:

@@ -26,7 +26,6 @@ from common.masking import (
     agrees,
     holders,
     mask_context,
-    names,
     package_context,
     require_agreement,
     split_package,
@@ -160,13 +159,6 @@ def test_a_head_that_is_not_what_encode_writes_is_refused(head):
 def test_a_head_that_promises_more_than_there_is_costs_nothing(body):
     with pytest.raises(WireError):
         Published.decode(body)
-
-
-@pytest.mark.parametrize("value", [None, 5, "abc", [1], ["a", None], {"a": 1}])
-def test_a_list_of_names_is_a_list_of_texts(value):
-    with pytest.raises(WireError):
-        names({"received": value}, "received")
-    assert names({"received": ["b", "a"]}, "received") == ["b", "a"]
 
 
 @pytest.mark.parametrize(

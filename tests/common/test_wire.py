@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common.errors import FederationError, TrustError, WireError
 from common.signing import Identity
-from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, header_bytes, to_json
+from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, header_bytes, names, to_json
 
 ALICE = Identity.from_private_bytes(bytes(range(32)))
 ROSTER = {"alice": ALICE.public, "bob": Identity.generate().public}
@@ -96,3 +96,10 @@ def test_json_bodies_are_strict():
     for bad in ("zz", None, 5):
         with pytest.raises(WireError):
             from_hex(bad)
+
+
+@pytest.mark.parametrize("value", [None, 5, "abc", [1], ["a", None], {"a": 1}])
+def test_a_list_of_names_is_a_list_of_texts(value):
+    with pytest.raises(WireError):
+        names({"received": value}, "received")
+    assert names({"received": ["b", "a"]}, "received") == ["b", "a"]

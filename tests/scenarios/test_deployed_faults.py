@@ -386,6 +386,7 @@ def test_a_site_that_is_revoked_in_a_run_is_out_and_the_others_go_on(deployment)
     run = deployment.run("federation.rounds=8", *LONG)
     eventually(lambda: run.closed >= 1, "a round is closed")
     deployment.give("server", "revoke", site.name, "--home", deployment.home)
+    kill(deployment.conductor())
     report = run.report()
     last = report["rounds"][-1]
     assert last["round"] == 8

@@ -125,7 +125,7 @@ def test_encrypted_and_readable_runs_give_the_same_model_up_to_rounding(tmp_path
 def test_scales_for_another_number_of_layers_are_refused_before_a_run_exists(tmp_path):
     with pytest.raises(ConfigError, match=r"encryption\.layer_scales"):
         workplace(tmp_path, "encryption.layer_scales=[1, 1, 1]")
-    assert not list((tmp_path / "coordinator").glob("runs/*/plan.json"))
+    assert not list((tmp_path / "coordinator").glob("runs/*/agreement.json"))
 
 
 def test_the_coordinator_holds_no_model_when_nothing_is_revealed(tmp_path):

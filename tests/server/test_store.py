@@ -56,7 +56,7 @@ def test_a_damaged_run_keeps_no_other_from_going_on(tmp_path):
     broken = home / "runs" / os.urandom(16).hex()
     broken.mkdir()
     (broken / "bundle").write_bytes(content)
-    (broken / "plan.json").write_bytes(b'{"what": 1}')
+    (broken / "agreement.json").write_bytes(b'{"what": 1}')
     assert [store.run for store in RunStore.unfinished(home)] == [begun.run]
     begun.end("done")
     assert RunStore.unfinished(home) == []
