@@ -18,6 +18,7 @@ from common.dp.accounting import epsilon
 from common.errors import ConfigError, FederationError, NotNow
 from common.roster import Roster
 from common.signing import Identity
+from common.tracing import require_installed
 
 _SOON = timedelta(days=30)
 _MB = 10**6
@@ -64,6 +65,8 @@ def check(directory: Path, now: datetime) -> Findings:
     if settings:
         with found.looking():
             found.facts["device"] = f"{described(devices_named(settings.devices))}, {settings.precision}"
+        with found.looking():
+            require_installed(settings.monitoring.traces)
         with found.looking():
             identity = load_identity(directory, settings)[0]
         with found.looking():

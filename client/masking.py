@@ -29,6 +29,7 @@ from common.masking import (
     require_agreement,
     split_package,
 )
+from common.spans import span
 from common.wire import Envelope, Kind, decode, encode, from_hex, from_json, names, to_json
 
 
@@ -71,6 +72,7 @@ def accept_offers(site: Site, run: SiteRun, order: Envelope) -> None:
     write_atomically(_shown_path(run, order.round_number), order.body)
 
 
+@span("mask")
 def mask(site: Site, run: SiteRun, number: int, length: int) -> MaskStream:
     """The mask, grown as it is read, of this site's update among the sites whose offers it accepted."""
     self_seed, mask_key = _secrets(run, number)

@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from common.errors import FederationError, ProtocolError
 from common.files import write_atomically
 from common.log import configure, say, say_error
 from common.monitoring import address_in
+from common.tracing import Collector
 from common.unix_sockets import connect
 
 SOONEST, LATEST = 0.04, 0.5  # seconds between two looks at the bell: soon after a message, and when all is quiet
@@ -47,8 +49,8 @@ log = logging.getLogger("veilfed.node")
 class Worker:
     """The worker's socket, opened again whenever the worker comes back."""
 
-    def __init__(self, directory: Path) -> None:
-        self._address = local_socket.address(directory)
+    def __init__(self, directory: Path, collector: Collector | None = None) -> None:
+        self._address, self._collector = local_socket.address(directory), collector
         self._connection: socket.socket | None = None
 
     def ask(self, head: dict[str, Any], order: bytes) -> tuple[bytes, dict[str, float]]:
@@ -78,14 +80,22 @@ class Worker:
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    @staticmethod
-    def _answer(connection: socket.socket) -> tuple[bytes, dict[str, float]]:
+    def _answer(self, connection: socket.socket) -> tuple[bytes, dict[str, float]]:
         said, data = local_socket.receive(connection)
         while said == BUSY:
             said, data = local_socket.receive(connection)
+        if "spans" in said:
+            self._deliver(said["spans"])
         if "error" in said:
             raise ProtocolError(f"its worker could not answer: {said['error']}")
         return data, said["metrics"]
+
+    def _deliver(self, spans: Any) -> None:
+        """To the site's own collector. They are no part of what goes to the coordinator."""
+        if self._collector:
+            self._collector.take_told(spans)
+        else:
+            _say_that_no_collector_is_known()
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -96,8 +106,8 @@ class Worker:
 class Carrier:
     """What is under way between the two. A reply that could not be delivered is kept for the next connection."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory, self._worker = directory, Worker(directory)
+    def __init__(self, directory: Path, collector: Collector | None = None) -> None:
+        self._directory, self._worker = directory, Worker(directory, collector)
         self._unsent: tuple[Message, float] | None = None
         self.connected = False
 
@@ -166,6 +176,12 @@ class Carrier:
         return reply_to(message, data, metrics), time.monotonic() - started
 
 
+@cache
+def _say_that_no_collector_is_known() -> None:
+    """Once. In containers the node has its own copy of the file, or none."""
+    say(log, "traces are not delivered", logging.WARNING, message="the node's site.toml names no collector")
+
+
 def _stamp(directory: Path) -> tuple[bytes, ...]:
     """What the connection is made with: a kit that says nothing new is installed as well, and changes none of it."""
     return tuple((directory / name).read_bytes() for name in ("node.crt", "roots.pem", "connection.json"))
@@ -179,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
     configure("node")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        carrier = Carrier(directory)
+        carrier = Carrier(directory, Collector.named_in(directory / "site.toml", "veilfed-site"))
         if address := address_in(os.environ):
             expose_site(directory, address, str(local_socket.address(directory)), lambda: carrier.connected)
         carrier.run()

@@ -1,4 +1,4 @@
-"""A site watched by its own administrator: each order as an event in the log and as numbers for the meter.
+"""A site watched by its own administrator: each order as an event in the log, as a span, and as numbers for the meter.
 
 The worker writes DIR/run/worker.numbers, which the node shows beside its own. These numbers are the site's view: they
 may say more than the plan lets out, so whoever may fetch them belongs to the site.
@@ -13,6 +13,7 @@ from client.agent import Answer
 from client.exposed import NUMBERS
 from client.site import Site
 from common.log import say
+from common.spans import span
 from common.telemetry import Meter, Number, reason
 from common.wire import Kind, decode, from_json, label
 
@@ -29,13 +30,17 @@ def answer(site: Site, action: str, order: bytes, act: Act = agent.answer) -> An
     meter, name = Meter(site.directory / NUMBERS), action if action in _ACTIONS else "other"
     started = time.perf_counter()
     try:
-        said = act(site, action, order)
+        with span("order", site=site.name, action=name, bytes_received=len(order)) as tell:
+            said = act(site, action, order)
+            kind, run, round_number = label(said.data)
+            refusal = _refusal(site, said.data) if kind is Kind.REFUSAL else {}
+            tell(run=run.hex(), round=round_number, bytes_sent=len(said.data))
+            if refusal:
+                tell(code=reason(refusal["code"]))
     except BaseException:
         meter.add([Number("veilfed_site_orders_total", 1, (name, "failed"))])
         raise
     seconds = time.perf_counter() - started
-    kind, run, round_number = label(said.data)
-    refusal = _refusal(site, said.data) if kind is Kind.REFUSAL else {}
     numbers = _numbers(name, len(order), len(said.data), seconds, refusal)
     if kind in (Kind.UPDATE, Kind.READABLE_UPDATE):
         numbers.append(Number("veilfed_site_round", round_number))

@@ -19,6 +19,7 @@ from common.he.ciphertexts import Aggregate
 from common.he.masks import MaskStream
 from common.he.scheme import CohortKey, open_sum
 from common.masking import Published
+from common.spans import span
 from common.wire import from_hex, to_json
 
 
@@ -43,6 +44,7 @@ def openings_shared() -> Iterator[None]:
         _shared.pop()
 
 
+@span("open")
 def open_published(
     published: Published, buckets: Buckets, length: int, key: CohortKey, masks: Sequence[MaskStream]
 ) -> list[NDArray[np.int64]]:

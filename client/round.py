@@ -43,6 +43,7 @@ from common.metrics import MetricsCode
 from common.model_state import ModelState, advance
 from common.models import build, layer_sizes, load_parameters, parameters_of, predict
 from common.robust_update import RobustUpdate, robust_update
+from common.spans import span
 from common.updates import clip
 from common.wire import Envelope, Kind, digest, encode, from_json, names, plan_hash, table
 
@@ -140,8 +141,9 @@ def run_local_round(site: Site, order: Envelope) -> SealedUpdate:
     started = time.perf_counter()
     values = parts[0] if len(parts) == 1 else Joined(parts)
     masks = masking.mask(site, run, number, len(values))
-    body = encrypt(values, run.cohort_key(run.plan.encryption.epoch_of(number)), masks).encode(state.model_hash)
-    data = encode(Envelope(Kind.UPDATE, run.run, number, run.plan_hash, site.name, body), site.identity)
+    with span("encrypt"):
+        body = encrypt(values, run.cohort_key(run.plan.encryption.epoch_of(number)), masks).encode(state.model_hash)
+        data = encode(Envelope(Kind.UPDATE, run.run, number, run.plan_hash, site.name, body), site.identity)
     run.keep_sealed_update(number, data)
     _mark_sealed(site, run, number, data)
     return SealedUpdate(data, seconds, encrypt_seconds + time.perf_counter() - started, spent(site, run))
@@ -358,6 +360,7 @@ def _require_budget(site: Site, run: SiteRun, number: int, bill: Bill) -> None:
         require_budget(site, run.run.hex(), unpaid)
 
 
+@span("charge")
 def _charge(site: Site, run: SiteRun, number: int, bill: Bill, purpose: str) -> None:
     if run.plan.privacy.mode == "none":
         return

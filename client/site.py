@@ -24,6 +24,7 @@ from common.keystore import AtRest, load_secret, read_passphrase
 from common.randomness import Randomness
 from common.roster import Roster
 from common.signing import Identity, verify
+from common.spans import Monitoring
 
 LEDGER_CONTEXT = "veilfed.ledger.v1"
 Precision = Literal["float32", "bfloat16"]
@@ -59,6 +60,7 @@ class SiteSettings:
     device: what trains here: `cpu`, `cuda`, `cuda:N`, or several GPUs that share each lot; where one is missing,
     nothing is trained. precision: of the products in a model's forward and backward pass; what is clipped, summed and
     noised is float32 either way.
+    monitoring: where this site's own traces go.
     """
 
     name: str
@@ -68,6 +70,7 @@ class SiteSettings:
     witnesses: str = ""
     device: str | tuple[str, ...] = "cpu"
     precision: Precision = "float32"
+    monitoring: Monitoring = field(default_factory=Monitoring)
 
     def __post_init__(self) -> None:
         gpus = set(filter(_GPU.fullmatch, self.devices))

@@ -8,7 +8,9 @@ from client import local_socket
 from client.exposed import CONNECTED
 from common.errors import ConfigError
 from common.monitoring import VARIABLE
+from common.spans import collector_in
 from common.supervisor import CARRIES, Child, environment, module, require_ready, status, supervise
+from common.tracing import require_installed
 from common.unix_sockets import connect
 
 _COMPUTES = (
@@ -29,6 +31,7 @@ def start(directory: Path, report: Callable[[str], None]) -> None:
     for name, hint in (("site.toml", "veilfed site init"), ("node.crt", "veilfed site join")):
         if not (directory / name).exists():
             raise ConfigError(f"{directory} has no {name}", f"{hint} makes it")
+    require_installed(collector_in(directory / "site.toml"))
     supervise(directory, lambda: processes(directory), report)
 
 

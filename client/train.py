@@ -22,6 +22,7 @@ from common.errors import ConfigError
 from common.federation import PrivacySettings, TrainingSettings
 from common.models import flat, trainable
 from common.randomness import Randomness
+from common.spans import span
 from common.updates import Vector
 
 _SPACINGS = 64  # noise must spread over at least so many steps of the numbers it is added to
@@ -35,6 +36,7 @@ class Trained:
     seconds: float
 
 
+@span("train")
 def train(
     model: nn.Module,
     features: NDArray[np.float32],

@@ -28,11 +28,13 @@ from client.site import Site, open_site, settings_stamp
 from common import bundle
 from common.audit import BundleAccepted, RosterFollowed, Started
 from common.certificates import now_utc
+from common.config import to_table
 from common.dp.accounting import epsilon
 from common.dp.events import PoissonGaussian
 from common.errors import FederationError, ProtocolError
 from common.federation import Plan
 from common.log import configure, say, say_error
+from common.spans import Span, collector_in, recording
 from common.wire import Envelope, digest, plan_hash
 
 log = logging.getLogger("veilfed.worker")
@@ -59,16 +61,23 @@ def _converse(directory: Path, connection: socket.socket) -> None:
 
 
 def _said(directory: Path, head: Mapping[str, Any], order: bytes) -> tuple[dict[str, Any], bytes]:
-    """The answer's head and data; for an order that cannot be answered what kind of error it met, and no more."""
+    """The answer's head and data; for an order that cannot be answered what kind of error it met, and no more.
+
+    Where site.toml names a collector, the head also has this order's spans: for the node to deliver there.
+    """
+    spans: list[Span] = []
+    about, data = {}, b""
     try:
-        said = respond(directory, head, order)
-        return {"metrics": dict(said.metrics)}, said.data
+        with recording(spans.append) if collector_in(directory / "site.toml") else contextlib.nullcontext():
+            said = respond(directory, head, order)
+        about, data = {"metrics": dict(said.metrics)}, said.data
     except FederationError as error:  # of this site's own files: what is wrong with an order is refused in `agent`
         say_error(log, "order not answered", error)
-        return {"error": error.code}, b""
+        about = {"error": error.code}
     except Exception as error:
         log.exception("a bug of ours")
-        return {"error": type(error).__name__}, b""
+        about = {"error": type(error).__name__}
+    return about | ({"spans": [to_table(one) for one in spans]} if spans else {}), data
 
 
 def respond(directory: Path, head: Mapping[str, Any], order: bytes) -> agent.Answer:

@@ -27,7 +27,7 @@ Value = str | int | float | bool | None
 FIELDS = frozenset(
     {"action", "address", "attempt", "bytes_received", "bytes_sent", "certificate", "code", "cohort", "data_set"}
     | {"epsilon", "exit_code", "expires", "hint", "message", "metric", "outcome", "path", "pid", "program", "records"}
-    | {"round", "run", "seconds", "signal", "site", "user", "version"}
+    | {"round", "run", "seconds", "signal", "site", "spans", "user", "version"}
 )
 HIDDEN = "[hidden]"
 _AS_THEY_ARE = {"run", "path"}  # public, and may look like keys: a run is 16 random bytes

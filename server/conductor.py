@@ -32,6 +32,8 @@ from common.federation import ModelSettings, Plan
 from common.log import configure, say, say_error
 from common.models import planned_sizes
 from common.roster import Roster
+from common.spans import span
+from common.tracing import delivering
 from common.wire import digest, from_hex
 from server.coordinate import coordinate, longest_reply
 from server.home import ConsortiumSettings
@@ -142,11 +144,18 @@ def main(arguments: list[str] | None = None) -> int:
     if not token:
         return 0
     task = Task.taken(Loopback(home), token)
+    with delivering(home / "consortium.toml", "veilfed-coordinator"):  # until after the end of the run was told
+        return conducted(home, task)
+
+
+def conducted(home: Path, task: Task) -> int:
+    """The exit code of a process that took that task. Whatever ends the run is told to whoever follows it."""
     beats = HeartbeatSender(make_task_heartbeat_fn_http(task.grid._runtime_client))
     beats.start()
     failed: FederationError | None = None
     try:
-        with RunStore.held(home, _run_of(task.settings)):
+        run = _run_of(task.settings)
+        with RunStore.held(home, run), span("run", run=run.hex()):
             conduct(home, task)
     except FederationError as error:
         failed = error

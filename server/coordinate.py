@@ -22,6 +22,7 @@ from common.layout import longest
 from common.model_state import ModelState
 from common.models import build, parameters_of, planned_sizes
 from common.roster import COORDINATOR
+from common.spans import span
 from common.wire import Envelope, Kind, digest, encode, to_json
 from server.encrypted_rounds import EncryptedRounds
 from server.key_relay import KeyRelay
@@ -67,12 +68,14 @@ def coordinate(
 
 
 def _coordinate(links: Links, store: RunStore, on_round: OnRound) -> Outcome:
-    joined = _join(links, store)
+    with span("gather"):
+        joined = _join(links, store)
     rounds = _rounds(links, store, joined, on_round)
-    rest = store.plan.last_round - rounds.closed
-    if rest > 0:
-        rounds.start(links.grid, ArrayRecord(), num_rounds=rest, timeout=ROUND_TIMEOUT_SECONDS)
-    _take_release(links, store, rounds)
+    while rounds.closed < store.plan.last_round:
+        with span("round", round=rounds.closed + 1):
+            rounds.start(links.grid, ArrayRecord(), num_rounds=1, timeout=ROUND_TIMEOUT_SECONDS)
+    with span("release"):
+        _take_release(links, store, rounds)
     return Outcome(tuple(links.by_site[site] for site in sorted(links.by_site)))
 
 

@@ -4,7 +4,6 @@ It never holds the model: the sites open the sum, apply it and answer with the h
 """
 
 import json
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import IO, Any
@@ -102,9 +101,8 @@ class EncryptedRounds(Rounds):
         return b""
 
     def _combine(self) -> Closed:
-        started = time.perf_counter()
-        closed = self._sum()
-        self.seconds["sum_s"] = time.perf_counter() - started
+        with self._phase("sum"):
+            closed = self._sum()
         self._publish(closed.round_number)
         return closed
 
@@ -151,12 +149,11 @@ class EncryptedRounds(Rounds):
 
     def _publish(self, number: int) -> None:
         """Have the masks of the stored sum lifted, and put sum and lifting on disk as the sites will receive them."""
-        started = time.perf_counter()
-        received, total = self.store.sum(number)
-        published = self.relay.publish(number, received, self.version, total)
-        envelope = Envelope(Kind.AGGREGATE, self.store.run, number, self.store.plan_hash, COORDINATOR, b"")
-        self.store.keep_aggregate(number, encode_parts(envelope, published.parts(), self.store.identity))
-        self.seconds["unmask_s"] = time.perf_counter() - started
+        with self._phase("unmask"):
+            received, total = self.store.sum(number)
+            published = self.relay.publish(number, received, self.version, total)
+            envelope = Envelope(Kind.AGGREGATE, self.store.run, number, self.store.plan_hash, COORDINATOR, b"")
+            self.store.keep_aggregate(number, encode_parts(envelope, published.parts(), self.store.identity))
 
     def _after(self, replies: Iterable[Message]) -> None:
         said = self._applied(self.closed, dict(self.links.read(message) for message in replies))

@@ -10,7 +10,7 @@ kits/NAME.json    each site's newest kit                 admins/, researchers/, 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from common.files import exclusive, write_atomically
 from common.keystore import is_open, load_secret
 from common.roster import COORDINATOR, Roster, install, require_consortium, require_name
 from common.signing import Identity
+from common.spans import Monitoring
 
 PUBLIC = 0o644
 SERVERS = {"gateway": None, "superlink": ("localhost", "127.0.0.1")}
@@ -36,6 +37,7 @@ class ConsortiumSettings:
     further_names: other DNS names or IP addresses of it. admins, researchers, auditors: people, each in one list.
     model_factories: code (`package.module:function`) that a plan may have imported here to build its model.
     max_weights: of the largest model that is built here. Each site has its own limits in its policy.
+    monitoring: where the coordinator's own traces go.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ConsortiumSettings:
     auditors: tuple[str, ...] = ()
     model_factories: tuple[str, ...] = ()
     max_weights: int = 500_000_000
+    monitoring: Monitoring = field(default_factory=Monitoring)
 
     def __post_init__(self) -> None:
         require_consortium(self.name)

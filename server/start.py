@@ -12,6 +12,7 @@ from common.certificates import Certificate, now_utc
 from common.errors import ConfigError
 from common.ports import is_free
 from common.supervisor import Child, require_ready, status, supervise
+from common.tracing import require_installed
 from server.gateway.configuration import Listen
 from server.home import SERVERS, Home
 from server.processes import Ports, processes
@@ -35,6 +36,7 @@ def _checked(home: Path) -> Sequence[Child]:
 
 def check(home: Home, listen: Listen, now: datetime) -> None:
     """Returns if the coordinator can be started. Raises ConfigError that names what is in the way."""
+    require_installed(home.settings.monitoring.traces)
     for name in SERVERS:
         certificate = Certificate.read(home.server_certificate(name).read_bytes())
         if certificate.ends <= now:

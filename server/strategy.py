@@ -7,7 +7,8 @@ the run: see `encrypted_rounds.py`, and here `ReadableRounds` for baselines with
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from common.model_state import ModelState, advance
 from common.robust_rules import length
 from common.robust_update import robust_update
 from common.roster import COORDINATOR
+from common.spans import span
 from common.updates import Vector
 from common.wire import Bytes, Envelope, Kind, encode
 from server.aggregate_clear import mean
@@ -53,7 +55,8 @@ class Rounds(Strategy):
     ) -> Iterable[Message]:
         self._begin()
         number = self.closed + 1
-        orders = self._orders(number)
+        with span("prepare"):
+            orders = self._orders(number)
         self.collecting = Collecting(
             self.store.run,
             self.store.plan_hash,
@@ -67,9 +70,15 @@ class Rounds(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        for message in replies:
-            self._take(message)
-            del message  # a large one is gone before the next is fetched, and before they are summed
+        with span("updates") as tell:
+            for message in replies:
+                self._take(message)
+                del message  # a large one is gone before the next is fetched, and before they are summed
+            tell(
+                cohort=len(self.collecting.received),
+                train_seconds=self.seconds["train_s"],
+                encrypt_seconds=self.seconds["encrypt_s"],
+            )
         closed = self._combine()
         self.closed = closed.round_number
         self.left_out = closed.left_out
@@ -88,7 +97,9 @@ class Rounds(Strategy):
             self._refuse(site, error)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        self._after(replies)
+        with span("results") as tell:
+            self._after(replies)
+            tell(open_seconds=self.seconds["open_s"])
         record = {
             "round": self.closed,
             "seconds": time.perf_counter() - self.started,
@@ -118,6 +129,14 @@ class Rounds(Strategy):
         self.reported: dict[str, Any] = {}
         self.fairness: dict[str, Any] = {}
         self.buckets: list[dict[str, Any]] = []
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """One of the round's own, for its record and as a span."""
+        started = time.perf_counter()
+        with span(name):
+            yield
+        self.seconds[f"{name}_s"] = time.perf_counter() - started
 
     def _note(self, site: str, answer: Reply) -> None:
         for phase in _PHASES:
@@ -183,12 +202,11 @@ class ReadableRounds(Rounds):
         return body
 
     def _combine(self) -> Closed:
-        started = time.perf_counter()
-        closed = self.collecting.close()
-        update = self._robust_update({site: np.frombuffer(body, "<f4") for site, body in closed.received.items()})
-        self.state = advance(self.state, update, self.plan.training, self.plan.federation.rounds)
-        self.store.keep_state(self.state)
-        self.seconds["sum_s"] = time.perf_counter() - started
+        with self._phase("sum"):
+            closed = self.collecting.close()
+            update = self._robust_update({site: np.frombuffer(body, "<f4") for site, body in closed.received.items()})
+            self.state = advance(self.state, update, self.plan.training, self.plan.federation.rounds)
+            self.store.keep_state(self.state)
         return closed
 
     def _robust_update(self, updates: Mapping[str, NDArray[np.float32]]) -> Vector:

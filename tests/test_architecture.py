@@ -40,6 +40,7 @@ HOMES = {
     "dp_accounting": {"common/dp/accounting.py"},
     "ray": {"scenarios/engines.py"},
     "prometheus_client": {"common/monitoring.py"},
+    "opentelemetry": {"common/tracing.py"},
     "captum": {"common/attributions.py"},
 }
 FOLDERS_OF = {

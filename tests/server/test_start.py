@@ -37,6 +37,7 @@ from server.home import Home, unlock_roots
 from server.processes import Ports, find_nginx, superlink
 from server.provision import admit, found, revoke
 from server.start import check, listen_at
+from tests.common.test_tracing import without_the_extra
 
 _ROOT = Path(__file__).parents[2]
 try:
@@ -290,6 +291,17 @@ def test_a_certificate_that_has_ended_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"the gateway's certificate ended on 20..-..-..") as refused:
         check(home, listen, now_utc() + timedelta(days=400))
     assert "veilfed server renew gateway" in refused.value.hint
+
+
+def test_a_collector_that_nothing_is_installed_for_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with (make_home(tmp_path).directory / "consortium.toml").open("a") as file:
+        file.write('[monitoring]\ntraces = "http://127.0.0.1:4318"\n')
+    home, listen = Home.open(tmp_path / "home"), Listen(LOOPBACK, free_port())
+    check(home, listen, now_utc())
+    without_the_extra(monkeypatch)
+    with pytest.raises(ConfigError, match="opentelemetry is not installed") as refused:
+        check(home, listen, now_utc())
+    assert "veilfed[tracing]" in refused.value.hint
 
 
 def test_a_missing_nginx_is_named(monkeypatch: pytest.MonkeyPatch):
