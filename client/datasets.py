@@ -31,12 +31,14 @@ class Records:
     features: (n, *inputs) float32, of magnitude 1e12 at most.   labels: (n,) int64, each >= 0.
     groups: protected attributes by name, (n,) each; for fairness reports, never a training input by themselves.
     reserved: (n,) bool, the records that the data set's publisher set aside for testing; all False if nobody did.
+    columns: public names of features, and the columns of each; {} where nobody named them.
     """
 
     features: NDArray[np.float32] = field(repr=False)
     labels: NDArray[np.int64] = field(repr=False)
     groups: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     reserved: NDArray[np.bool_] = field(default=None, repr=False)  # type: ignore[arg-type]  # filled at birth
+    columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
@@ -55,6 +57,9 @@ class Records:
             raise ConfigError(f"features hold NaN, infinite values, or magnitudes beyond {_LARGEST_FEATURE:g}")
         if labels.dtype.kind not in "iu" or (labels < 0).any():
             raise ConfigError("labels must be whole numbers, 0 or more")
+        for name, places in self.columns.items():
+            if features.ndim != 2 or not places or not set(places) <= set(range(features.shape[1])):
+                raise ConfigError(f"feature {name!r} lies in columns {places} of features {features.shape[1:]}")
         for name, value in (("features", features), ("labels", labels.astype(np.int64)), ("groups", groups)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "reserved", reserved)
@@ -66,7 +71,7 @@ class Records:
         """The records that `index` (places or a mask) selects."""
         place = np.asarray(index)
         groups = {name: values[place] for name, values in self.groups.items()}
-        return Records(self.features[place], self.labels[place], groups, self.reserved[place])
+        return Records(self.features[place], self.labels[place], groups, self.reserved[place], self.columns)
 
 
 def load_records(loader: str, site: str, options: Mapping[str, object]) -> Records:
@@ -206,4 +211,5 @@ def _records(path: Path, schema: Schema, table: Sequence[_Row]) -> Records:
         schema.encode([read(column) for column in schema.columns]),
         np.array(read(schema.outcome), np.int64),
         {name: np.array([row.cells[name] for row in table]) for name in schema.groups},
+        columns=schema.places,
     )

@@ -29,7 +29,8 @@ from common.dp.cost import noise_shares, planned_events, round_events
 from common.dp.events import DpEvent
 from common.encoding import Encoding, public_scale
 from common.errors import InvalidUpdate, PrivacyError, ProtocolError, TrustError, UnknownEvent, WrongRound
-from common.evaluators.counts import tally
+from common.evaluators import importance
+from common.evaluators.counts import Counts, tally
 from common.evaluators.utility import log_loss
 from common.fair_update import weighted
 from common.federation import ModelSettings, Plan
@@ -37,7 +38,7 @@ from common.he.packing import Integers
 from common.he.parameters import choose_scheme
 from common.he.scheme import encrypt
 from common.he.series import Joined, Series
-from common.layout import group_cells, longest
+from common.layout import CountKind, group_cells, longest
 from common.masking import Published
 from common.metrics import MetricsCode
 from common.model_state import ModelState, advance
@@ -89,7 +90,7 @@ def join(site: Site, order: Envelope) -> bytes:
     devices_named(site.settings.devices)
     if plan.privacy.in_shares:
         noise_shares(plan, len(cohort))
-    _require_groups(plan, records)
+    _require_names(plan, records)
     largest_label = max(records.labels.max(), held_out.labels.max(initial=0))
     if records.features.shape[1:] != plan.model.inputs or largest_label >= plan.model.classes:
         raise ProtocolError("the plan's model.inputs or model.classes do not fit this site's records")
@@ -208,16 +209,17 @@ def train_and_charge(site: Site, run: SiteRun, number: int, model: np.ndarray, b
 
 def count_and_charge(site: Site, run: SiteRun, number: int, state: ModelState, bill: Bill) -> Integers:
     """How the model does on this site's held-out records: noised counts, paid for on disk before they are returned."""
-    plan, records = run.plan, site.held_out_records
-    probabilities, layout = _predicted(site, run, state.released, records), run.layout(number)
-    counts, cells = tally(probabilities, records.labels), group_cells(plan)
-    normal = site.randomness("metrics", number).gaussian(layout.counts + layout.groups, 1.0, np.float64)
+    plan, records, layout = run.plan, site.held_out_records, run.layout(number)
+    probabilities = _predicted(site, run, state.released, records)
+    counted: dict[CountKind, Counts] = {"counts": tally(probabilities, records.labels)}
+    if cells := group_cells(plan):
+        counted["groups"] = cells.tally(probabilities, records.labels, records.groups)
+    if layout.importance:
+        counted["importance"] = _importance(site, run, number, state.released)
+    normal = site.randomness("metrics", number).gaussian(layout.counted, 1.0, np.float64)
     _charge(site, run, number, bill, "metrics")
-    values = run.metrics_code.encode(counts, normal[: layout.counts])
-    if cells is None:
-        return values
-    by_group = cells.tally(probabilities, records.labels, records.groups)
-    return np.concatenate([values, run.groups_code.encode(by_group, normal[layout.counts :])])
+    codes = run.metrics_codes(number)
+    return np.concatenate([codes[kind].encode(counted[kind], normal[place]) for kind, place in layout.kinds.items()])
 
 
 def apply_aggregate(site: Site, order: Envelope) -> Applied:
@@ -298,6 +300,21 @@ def _predicted(site: Site, run: SiteRun, model: np.ndarray, records: Records) ->
     return predict(_loaded(site, run, model), records.features)
 
 
+def _importance(site: Site, run: SiteRun, number: int, model: np.ndarray) -> Counts:
+    """What features do for this site's held-out records, which take their values from its training records."""
+    held_out, training = site.held_out_records, site.training_records
+    coins = site.randomness("importance", number)
+    takers, givers = importance.paired(coins.uniform(len(held_out)), coins.uniform(len(training)))
+    network = _loaded(site, run, model)
+    return importance.tally(
+        lambda features: predict(network, features),
+        held_out.features[takers],
+        held_out.labels[takers],
+        training.features[givers],
+        [training.columns[name] for name in run.plan.metrics.importance],
+    )
+
+
 def _loaded(site: Site, run: SiteRun, model: np.ndarray) -> "nn.Module":
     """The network with these parameters, on the first of the devices that this site computes on."""
     network = _network(run.plan.model, str(devices_named(site.settings.devices)[0]))
@@ -332,17 +349,23 @@ def _require_noise_that_fits(plan: Plan, run: bytes, cohort: int, layers: Sequen
     if plan.encryption.preset != "none":
         scheme = choose_scheme(plan.encryption.preset, cohort, longest(plan, sum(layers)))
         Encoding.of(plan, run, 1, scheme.value_bits, layers, cohort)
-        if plan.metrics.every:
-            MetricsCode.of(plan, cohort, scheme.value_bits)
-        if plan.metrics.every and plan.metrics.groups:
-            MetricsCode.of_groups(plan, cohort, scheme.value_bits)
+        for number in (min(plan.metrics.every + 1, plan.last_round), plan.last_round):
+            MetricsCode.of(plan, cohort, scheme.value_bits, number)
 
 
-def _require_groups(plan: Plan, records: Records) -> None:
-    """Raises ProtocolError when the records have no such attribute. Which levels they have is nobody's to ask."""
+def _require_names(plan: Plan, records: Records) -> None:
+    """Raises ProtocolError when the records have no such attribute or feature.
+
+    Which levels they have is nobody's to ask.
+    """
     for name in sorted(plan.metrics.groups):
         if name not in records.groups:
             raise ProtocolError(f"the plan counts by {name}, which this site's records do not have")
+    for name in plan.metrics.importance:
+        if name not in records.columns:
+            raise ProtocolError(
+                f"the plan asks what {name} does for the model; this site's records name no such feature"
+            )
 
 
 def _require_budget_for_rest(site: Site, run: bytes, plan: Plan, cohort: int) -> None:

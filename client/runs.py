@@ -24,7 +24,7 @@ from common.he.parameters import Scheme, choose_scheme
 from common.he.scheme import CohortKey
 from common.he.sealing import ExchangeKey
 from common.keystore import AtRest
-from common.layout import Layout, longest
+from common.layout import CountKind, Layout, longest
 from common.metrics import MetricsCode
 from common.model_state import ModelState, ModelVersion
 from common.wire import Envelope, Kind, digest, encode, from_hex, from_json, plan_hash, to_json
@@ -91,13 +91,8 @@ class SiteRun:
     def scheme(self) -> Scheme:
         return choose_scheme(self.plan.encryption.preset, len(self.cohort), longest(self.plan, self._parameters))
 
-    @cached_property
-    def metrics_code(self) -> MetricsCode:
-        return MetricsCode.of(self.plan, len(self.cohort), self.scheme.value_bits)
-
-    @cached_property
-    def groups_code(self) -> MetricsCode:
-        return MetricsCode.of_groups(self.plan, len(self.cohort), self.scheme.value_bits)
+    def metrics_codes(self, round_number: int) -> dict[CountKind, MetricsCode]:
+        return MetricsCode.of(self.plan, len(self.cohort), self.scheme.value_bits, round_number)
 
     def layout(self, round_number: int) -> Layout:
         return Layout.of(self.plan, self._parameters, round_number)

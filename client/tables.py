@@ -8,6 +8,7 @@ own documentation or from medicine; values outside a range are clamped; a missin
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,7 +95,17 @@ class Schema:
 
     @property
     def width(self) -> int:
-        return sum(column.encode([0.0]).shape[1] for column in self.columns)
+        return sum(map(len, self.places.values()))
+
+    @property
+    def places(self) -> dict[str, tuple[int, ...]]:
+        """By column of the table, the columns of `encode` that it becomes."""
+        widths = [column.encode([0.0]).shape[1] for column in self.columns]
+        ends = accumulate(widths)
+        return {
+            column.name: tuple(range(end - width, end))
+            for column, width, end in zip(self.columns, widths, ends, strict=True)
+        }
 
     def encode(self, values: Sequence[Sequence[float]]) -> Floats:
         """(n, width) features; `values` are read, column by column. A row's norm is at most 1, whatever it holds."""

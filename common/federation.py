@@ -13,6 +13,7 @@ from common.soundness import refuse_unsound
 
 MOST_HOLDERS = 16  # sites that keep shares of one site's secrets: see `common/masking.py`
 _MOST_GROUPS = 256  # each adds cells to every site's vector, and few records are left in any
+_MOST_FEATURES = 256  # each takes a look at all held-out records of every site
 _MOST_TIMES = 100_000  # a plan is somebody else's word: how long it can keep a site busy is bounded
 
 
@@ -280,6 +281,9 @@ class MetricsSettings:
     groups: protected attributes and the levels of each; records are counted by all of them together, beside the rest
     and at the same price. Of two classes only. group_bins: of the probability of class 1 in each group: 2 give
     confusion counts, more also calibration and thresholds by group.
+    importance: features, as the sites' records name them; with the final model's counts each is given other records'
+    values, to tell how much accuracy hangs on it, see `common/evaluators/importance.py`. At the same price as well, but
+    the more features, the more noise on each.
     """
 
     every: int = 0
@@ -287,6 +291,7 @@ class MetricsSettings:
     largest_count: int = 1000
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     group_bins: int = 2
+    importance: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         require(self.every >= 0, "metrics.every", self.every, "0 or more")
@@ -305,6 +310,11 @@ class MetricsSettings:
         require(
             groups <= _MOST_GROUPS, "metrics.groups", groups, f"{_MOST_GROUPS} groups at most, all attributes together"
         )
+        features, named = self.importance, len(set(self.importance) - {""})
+        distinct = named == len(features) <= _MOST_FEATURES
+        require(distinct, "metrics.importance", features, f"names of {_MOST_FEATURES} features at most, none twice")
+        measured = self.every > 0 or not features
+        require(measured, "metrics.importance", features, "none while metrics.every = 0: nothing is measured then")
 
 
 @dataclass(frozen=True)
@@ -375,6 +385,10 @@ class Plan:
             return False
         done = round_number - 1
         return done == self.federation.rounds or (done > 0 and done % self.metrics.every == 0)
+
+    def explains(self, round_number: int) -> bool:
+        """Whether that round says what the model looks at: the one that measures the final model."""
+        return bool(self.metrics.importance) and round_number == self.last_round
 
     def smallest_sum(self, cohort: int) -> int:
         """The fewest of `cohort` sites whose sum is ever opened: of one bucket, where there are buckets."""

@@ -1,7 +1,9 @@
 """Counts of predictions on their way through the encrypted sum: public scale, noise, and back. Pure.
 
-Counts by group have a noise of their own: many small cells need less of it than a few large totals do. What the two
-cost together is one release at the plan's noise multiplier: squared, one over theirs add up to one over that.
+Each kind of counts has a noise of its own: many small numbers need less of it than a few large totals do. What the
+kinds of a round cost together is one release at the plan's noise multiplier. A record moves the vector of kind k by
+reach_k at most, and sum over k of (reach_k / std_k)^2 is one over that multiplier squared: divided by their standard
+deviations, all numbers of the round are one vector with standard normal noise, which one record moves by no more.
 """
 
 import math
@@ -12,11 +14,13 @@ from numpy.typing import NDArray
 
 from common.dp.cost import noise_shares
 from common.dp.noise_shares import NoiseGrid
+from common.evaluators import groups, importance
 from common.evaluators.counts import Counts, sensitivity
-from common.evaluators.groups import SENSITIVITY
 from common.federation import Plan
+from common.layout import CountKind, Layout
 
-_GROUPS_PART = 0.75  # of what a record loses by its counts, where both kinds are released
+# What a record loses by its counts in a round, squared, is split between the kinds that the round carries like this.
+_WEIGHTS: dict[CountKind, int] = {"counts": 1, "groups": 3, "importance": 3}
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,13 @@ class MetricsCode:
     std: float
 
     @classmethod
-    def of(cls, plan: Plan, cohort: int, bits: int) -> "MetricsCode":
-        """For the counts of all predictions. Raises ConfigError when the noise is too small for the integers."""
-        part = 1 - _GROUPS_PART if plan.metrics.groups else 1.0
-        return cls._of(plan, cohort, bits, sensitivity(plan.model.classes) / math.sqrt(part))
-
-    @classmethod
-    def of_groups(cls, plan: Plan, cohort: int, bits: int) -> "MetricsCode":
-        """For the counts by protected group. Raises ConfigError when the noise is too small for the integers."""
-        return cls._of(plan, cohort, bits, SENSITIVITY / math.sqrt(_GROUPS_PART))
+    def of(cls, plan: Plan, cohort: int, bits: int, round_number: int) -> "dict[CountKind, MetricsCode]":
+        """For each kind that the round carries. Raises ConfigError when the noise is too small for the integers."""
+        kinds = Layout.of(plan, 0, round_number).kinds
+        whole = sum(_WEIGHTS[kind] for kind in kinds)
+        return {
+            kind: cls._of(plan, cohort, bits, _reach(plan, kind) * math.sqrt(whole / _WEIGHTS[kind])) for kind in kinds
+        }
 
     @classmethod
     def _of(cls, plan: Plan, cohort: int, bits: int, reach: float) -> "MetricsCode":
@@ -74,3 +76,14 @@ class MetricsCode:
 
     def _grid(self) -> NoiseGrid:
         return NoiseGrid(self.bits, float(self.largest_count), self.std)
+
+
+def _reach(plan: Plan, kind: CountKind) -> float:
+    """How far one record moves that kind of counts at most, in L2 norm."""
+    match kind:
+        case "counts":
+            return sensitivity(plan.model.classes)
+        case "groups":
+            return groups.SENSITIVITY
+        case "importance":
+            return importance.sensitivity(len(plan.metrics.importance))

@@ -73,12 +73,13 @@ class Pool:
     reserved: NDArray[np.bool_] = field(repr=False)
     groups: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     scale: float = 1.0
+    columns: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def records(self, places: NDArray[np.int64]) -> Records:
         """The records at `places`, and no others."""
         features = self.features[places].astype(np.float32) * np.float32(self.scale)
         groups = {name: values[places] for name, values in self.groups.items()}
-        return Records(features, self.labels[places], groups, self.reserved[places])
+        return Records(features, self.labels[places], groups, self.reserved[places], self.columns)
 
 
 def pool(name: str, directory: str = "", features: Features = "none") -> Pool:
@@ -106,6 +107,7 @@ def _joined(*parts: Records) -> Pool:
         np.concatenate([part.labels for part in parts]),
         np.concatenate([part.reserved for part in parts]),
         {name: np.concatenate([part.groups[name] for part in parts]) for name in parts[0].groups},
+        columns=parts[0].columns,
     )
 
 

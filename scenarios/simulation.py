@@ -182,6 +182,10 @@ def fitted(simulation: Simulation, records: list[Records]) -> Plan:
         found = {str(level) for part in records for level in part.groups.get(name, ())}
         told = f"of {sorted(found)[:12]}" if found else f"records have {sorted(records[0].groups) or 'no attributes'}"
         require(bool(found & set(levels)), f"metrics.groups.{name}", list(levels), told)
+    known = [name for name in records[0].columns if all(name in part.columns for part in records)]
+    told = f"of {', '.join(known)}" if known else "none: the loader gives Records without `columns`, names of features"
+    asked = simulation.metrics.importance
+    require(set(asked) <= set(known), "metrics.importance", list(asked), told)
     plan = complete(replace(simulation.plan, model=model), len(records))
     public_scale(plan, layer_sizes(build(plan.model)))
     return plan

@@ -43,7 +43,7 @@ class Disclosure:
     all that is opened. void: reasons why that does not hold in this run although it was asked for. colluding: how many
     sites may pool their noise before it stops holding; None where no site's protection rests on the others' noise.
     smallest_sum: the fewest sites added up in one opened sum. buckets: sums opened in a round, 0 for one of all.
-    rule, byzantine: what bears how many lying sites.
+    rule, byzantine: what bears how many lying sites. counted: of what all sites' sums are told to everybody.
     epsilon: the most that a record of any site has lost by now, at `delta`; infinity when the report does not say.
     tuning: as in the plan. trials: most runs of that kind in any site's ledger; None when the report does not say.
     """
@@ -63,6 +63,7 @@ class Disclosure:
     buckets: int = 0
     rule: str = "mean"
     byzantine: int = 0
+    counted: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, report: Mapping[str, Any]) -> "Disclosure":
@@ -89,6 +90,7 @@ class Disclosure:
             buckets=robustness.get("buckets", 0),
             rule=robustness.get("rule", "mean"),
             byzantine=robustness.get("byzantine", 0),
+            counted=_counted(report["config"].get("metrics", {})),
         )
 
     @property
@@ -121,6 +123,17 @@ class Disclosure:
         return self.tuning != "not counted" and not (self.tuning == "counted" and self.trials == 0)
 
 
+def _counted(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    if not metrics.get("every"):
+        return ()
+    groups, features = " and ".join(sorted(metrics.get("groups", {}))), len(metrics.get("importance", ()))
+    return (
+        "right and wrong predictions and their scores",
+        *([f"the same by {groups}"] if groups else []),
+        *([f"right predictions with each of {features} features replaced"] if features else []),
+    )
+
+
 def _added_up(entry: Mapping[str, Any], sites: int) -> int:
     if opened := entry.get("buckets"):
         return min(len(bucket["sites"]) for bucket in opened)
@@ -149,7 +162,7 @@ def detectable(epsilon: float, delta: float, false_alarm: float) -> float:
 def who_learns_what(facts: Disclosure) -> tuple[Party, ...]:
     """Five parties, each as curious as it can be."""
     records = _records(facts)
-    blind = facts.encrypted and facts.reveal == "never"
+    blind = facts.encrypted and facts.reveal == "never" and not facts.counted
     return (
         Party(
             "The coordinator",
@@ -293,6 +306,13 @@ def not_protected(facts: Disclosure, simulated: bool) -> tuple[tuple[str, str], 
             f"So that a rule can pick among them, the sites open {facts.buckets} sums a round, not one. Each says "
             f"more of fewer sites, {facts.smallest_sum} at the fewest: the others of a bucket can take their own parts "
             "off, if all of them collude, and are left with one site's update and what noise it had.",
+        ),
+        (
+            facts.encrypted and bool(facts.counted),
+            "What the sites count",
+            f"On held-out records they count {', '.join(facts.counted)}. All sites open the sums, and may tell the "
+            "coordinator. No site's own counts are opened. "
+            f"{'The sums hold noise, and ε counts them.' if facts.bounded else 'No limit holds for the sums.'}",
         ),
         (
             facts.encrypted,

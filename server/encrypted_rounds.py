@@ -14,8 +14,10 @@ from flwr.serverapp import Grid
 
 from common.buckets import filled
 from common.errors import FederationError, TrustError, WireError
+from common.evaluators import importance
 from common.evaluators.counts import estimates
 from common.evaluators.groups import GroupCounts
+from common.evaluators.utility import Estimate
 from common.he.ciphertexts import Ciphertext
 from common.he.parameters import Scheme
 from common.layout import Layout, group_cells
@@ -157,7 +159,7 @@ class EncryptedRounds(Rounds):
 
     def _after(self, replies: Iterable[Message]) -> None:
         said = self._applied(self.closed, dict(self.links.read(message) for message in replies))
-        self.reported, self.fairness = self._reported(said.get("counts", []))
+        self._take_counts(said.get("counts", []))
         self._leave_out_broken(said.get("broken", []))
 
     def _leave_out_broken(self, places: list[Any]) -> None:
@@ -190,27 +192,23 @@ class EncryptedRounds(Rounds):
         agreed = [said for said, sites in found.items() if len(sites) >= self.required]
         return json.loads(agreed[0]) if agreed else {}
 
-    def _reported(self, counts: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the opened counts of this round say of the model before it, of all records and by group.
-
-        Nothing when there are none to believe.
-        """
+    def _take_counts(self, counts: list[Any]) -> None:
+        """Note what this round's opened counts say of the model before it; nothing when there are none to believe."""
         if not counts:
-            return {}, {}
-        layout = Layout.of(self.plan, self.parameters, self.closed)
-        expected = layout.counts + layout.groups
-        if len(counts) != expected or not all(type(count) is int for count in counts):
-            raise WireError(f"{len(counts)} counts were opened in round {self.closed}, the plan carries {expected}")
-        opened, plan, summed = np.array(counts, np.int64), self.plan, self.summed
-        cohort, bits = len(self.store.cohort), self.scheme.value_bits
-        code = MetricsCode.of(plan, cohort, bits)
-        found = estimates(code.decode(opened[: layout.counts]), plan.model.classes, code.noise_in_sum(summed))
-        reported = {name: asdict(estimate) for name, estimate in found.items()}
-        if (cells := group_cells(plan)) is None:
-            return reported, {}
-        code = MetricsCode.of_groups(plan, cohort, bits)
-        sums = code.decode(opened[layout.counts :])
-        return reported, by_group(GroupCounts(cells, sums, code.noise_in_sum(summed)))
+            return
+        layout, plan = Layout.of(self.plan, self.parameters, self.closed), self.plan
+        if len(counts) != layout.counted or not all(type(count) is int for count in counts):
+            raise WireError(f"{len(counts)} counts were opened in round {self.closed}, the plan has {layout.counted}")
+        opened, kinds = np.array(counts, np.int64), layout.kinds
+        codes = MetricsCode.of(plan, len(self.store.cohort), self.scheme.value_bits, self.closed)
+        sums = {kind: codes[kind].decode(opened[place]) for kind, place in kinds.items()}
+        noise = {kind: code.noise_in_sum(self.summed) for kind, code in codes.items()}
+        self.reported = _plain(estimates(sums["counts"], plan.model.classes, noise["counts"]))
+        if cells := group_cells(plan):
+            self.fairness = by_group(GroupCounts(cells, sums["groups"], noise["groups"]))
+        if layout.importance:
+            asked = plan.metrics.importance
+            self.importance = _plain(importance.estimates(sums["importance"], asked, noise["importance"]))
 
     def _common_version(self, number: int) -> str:
         """The hash of the model that every site holds after that round. Raises TrustError when they differ."""
@@ -220,6 +218,10 @@ class EncryptedRounds(Rounds):
         if len(versions) > 1:
             raise TrustError(f"after round {number} the sites hold different models: {sorted(versions.values())}")
         return next(iter(versions), "")
+
+
+def _plain(found: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: asdict(estimate) for name, estimate in found.items()}
 
 
 def _said_after(envelope: Envelope, number: int) -> dict[str, Any] | None:

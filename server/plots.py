@@ -135,6 +135,23 @@ def comparison(
     return draw(max(_HEIGHT, 0.75 + _ROW * len(rows)), alt, paint)
 
 
+def importance(rows: Sequence[tuple[str, Figures]], alt: str) -> str:
+    """A bar for each feature, from top to bottom, and its interval on it; 0 is a feature that changes nothing."""
+
+    def paint(ax: "Axes") -> None:
+        places, figures = range(len(rows)), [figure for _, figure in rows]
+        low, value, high = ([figure[key] for figure in figures] for key in ("low", "value", "high"))
+        ax.barh(places, value, 0.62, color=_SKY)
+        ax.hlines(places, low, high, color=_BLUE, linewidth=2)
+        ax.axvline(0, color=_MUTED, linewidth=0.8)
+        _named_rows(ax, [name for name, _ in rows])
+        ax.spines["left"].set_visible(False)
+        ax.set(xlabel="accuracy lost")
+        ax.locator_params(axis="x", nbins=6)
+
+    return draw(max(_HEIGHT, 0.75 + _ROW * len(rows)), alt, paint)
+
+
 def epsilon_by_round(spent: Mapping[str, Mapping[int, float]], limit: float | None, alt: str) -> str:
     """spent: site -> round -> epsilon so far.   limit: where the ledgers refuse, drawn as a line."""
 

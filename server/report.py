@@ -16,6 +16,7 @@ from server.summary import (
     RATES,
     at_a_glance,
     by_attribute,
+    by_importance,
     change,
     complete,
     count,
@@ -42,7 +43,7 @@ _ROUND: dict[str, Any] = {
     "round": 0,
     **dict.fromkeys(("seconds", "sites")),
     **{key: [] for key in ("left_out", "buckets")},
-    **{key: {} for key in ("metrics", "epsilon", "reported", "fairness")},
+    **{key: {} for key in ("metrics", "epsilon", "reported", "fairness", "importance")},
 }
 _SITE = dict.fromkeys(
     (
@@ -122,6 +123,7 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         gap_names=GAPS,
         rate_names=RATES,
         last=next((entry["fairness"] for entry in reversed(report["rounds"]) if entry["fairness"]), {}),
+        importance=by_importance(report["rounds"]),
         watched=list(dict.fromkeys(rule["figure"] for rule in report["alerts"] if rule["measured"])),
         contributions=_contributions(report["contribution"]),
         measured=[(entry["round"], entry["reported"]) for entry in report["rounds"] if entry["reported"]],
@@ -171,6 +173,10 @@ def _plots(report: Mapping[str, Any], facts: Disclosure) -> dict[str, str]:
             values = "; ".join(f"{name} {figure(by_round.get(last))}" for name, by_round in names.items())
             alt = f"Gaps by {attribute} before round {last}: {values}."
             drawn[f"gaps by {attribute}"] = plots.gaps_by_round(names, alt)
+
+    if ranked := by_importance(rounds):
+        alt = f"Accuracy lost without: {'; '.join(f'{name} {change(lost)}' for name, lost in ranked[: plots.FEW])}."
+        drawn["importance"] = plots.importance(ranked[: plots.FEW], alt)
 
     if valued := _contributions(report["contribution"]):
         added, shown = f"{metric_name(report['contribution']['metric'])} added", valued[: plots.FEW]

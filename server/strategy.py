@@ -109,6 +109,7 @@ class Rounds(Strategy):
             "epsilon": self.epsilon,
             "reported": self.reported,
             "fairness": self.fairness,
+            "importance": self.importance,
             **({"buckets": self.buckets} if self.plan.robustness.buckets else {}),
             "bytes_up": {site: link.bytes_up for site, link in sorted(self.links.by_site.items())},
         }
@@ -128,6 +129,7 @@ class Rounds(Strategy):
         self.epsilon: dict[str, float] = {}
         self.reported: dict[str, Any] = {}
         self.fairness: dict[str, Any] = {}
+        self.importance: dict[str, Any] = {}
         self.buckets: list[dict[str, Any]] = []
 
     @contextmanager

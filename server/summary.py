@@ -50,6 +50,7 @@ def summary(report: Mapping[str, Any], facts: Disclosure) -> list[tuple[str, str
         f"What may one {facts.unit} lose?": _lost(facts),
         "How good is the model?": _useful(report, facts),
         "Does it treat groups alike?": _alike(report),
+        "What does it look at?": _looks_at(report),
         "Did an alert fire?": _alerts(report),
         "Was a protection off?": "Yes. See the red box above." if facts.warnings else "No. No test-only switch was on.",
     }
@@ -169,6 +170,21 @@ def by_attribute(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, dic
             worst = min(known, key=lambda group: groups[group]["accuracy"]["value"], default="")
             told.setdefault(attribute, {})[entry["round"]] = {**gaps, "worst": worst}
     return told
+
+
+def _looks_at(report: Mapping[str, Any]) -> str:
+    ranked = by_importance(report["rounds"])
+    sure = [f"{name} {change(lost)}" for name, lost in ranked if lost["low"] > 0]
+    told = [f"Accuracy lost where a feature is another record's: {'; '.join(sure)}."] if sure else []
+    if rest := len(ranked) - len(sure):
+        told.append(f"{count(rest, 'feature')} cannot be told from chance and noise.")
+    return " ".join(told)
+
+
+def by_importance(rounds: Sequence[Mapping[str, Any]]) -> list[tuple[str, dict[str, float]]]:
+    """The accuracy that is lost without each feature, as measured last, from the most."""
+    found = next((entry["importance"] for entry in reversed(rounds) if entry["importance"]), {})
+    return sorted(((name, lost) for name, lost in found.items() if complete(lost)), key=lambda row: -row[1]["value"])
 
 
 def _alerts(report: Mapping[str, Any]) -> str:

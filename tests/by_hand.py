@@ -25,11 +25,12 @@ NAMES = ("adler", "birke", "cedar", "dorn")
 
 
 def records(name: str) -> Records:
-    """Twenty records of three numbers in two groups, different at every site."""
+    """Twenty records of three numbers, which make two features, in two groups; different at every site."""
     random = np.random.default_rng(sum(name.encode()))
     features = random.normal(size=(20, 3)).astype(np.float32)
     labels = (features.sum(axis=1) > 0).astype(np.int64)
-    return Records(features, labels, {"sex": random.choice(["f", "m"], 20)})
+    columns = {"first": (0,), "others": (1, 2)}
+    return Records(features, labels, {"sex": random.choice(["f", "m"], 20)}, columns=columns)
 
 
 def workplace(out: Path, names: Sequence[str] = NAMES, *overrides: str) -> Workplace:

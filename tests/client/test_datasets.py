@@ -46,12 +46,34 @@ def test_broken_records_are_never_born(features, labels, groups, complaint):
         Records(np.array(features), np.array(labels), groups)
 
 
+@pytest.mark.parametrize("places", [(), (2,), (-1,), (0, 2)])
+def test_a_named_feature_lies_in_columns_that_are_there(places):
+    with pytest.raises(ConfigError, match="'age' lies in"):
+        Records(np.zeros((3, 2)), np.zeros(3, int), columns={"age": places})
+    with pytest.raises(ConfigError, match="'age' lies in"):
+        Records(np.zeros((3, 2, 2)), np.zeros(3, int), columns={"age": (0,)})
+
+
+@pytest.mark.parametrize("schema", [HEART, ADULT], ids=["heart", "adult"])
+def test_every_column_of_a_table_has_its_own_features_and_all_are_named(schema):
+    """Changing a column's value changes its own features and no others."""
+    assert [place for places in schema.places.values() for place in places] == list(range(schema.width))
+    low = [column.encode([0.0]) for column in schema.columns]
+    other = [column.encode([1.0]) for column in schema.columns]
+    for number, (name, places) in enumerate(schema.places.items()):
+        assert name == schema.columns[number].name
+        moved = np.concatenate([other[i] if i == number else part for i, part in enumerate(low)], axis=1)
+        assert set(np.flatnonzero(moved[0] != np.concatenate(low, axis=1)[0])) <= set(places)
+
+
 def test_records_do_not_show_themselves():
     assert repr(some_records()) == "Records()"
 
 
 def test_a_subset_keeps_rows_together():
-    records = some_records().subset([7, 2])
+    named = Records(some_records().features, some_records().labels, some_records().groups, columns={"both": (0, 1)})
+    records = named.subset([7, 2])
+    assert records.columns == {"both": (0, 1)}
     assert records.features.tolist() == [[14, 15], [4, 5]]
     assert records.labels.tolist() == [1, 2]
     assert records.groups["sex"].tolist() == ["m", "f"]

@@ -79,8 +79,8 @@ def test_no_count_by_group_leaves_without_its_noise_and_the_ledger_is_charged_on
     site, run = played.site("adler"), run_of(played, "adler")
     layout, bill, truth = run.layout(2), round_events(run.plan, 2, 4, 4), exact(played, "adler")
     drawn = [local_round.count_and_charge(site, run, 2, run.state(), bill) for _ in range(200)]
-    kinds = ((slice(0, layout.counts), run.metrics_code), (slice(layout.counts, None), run.groups_code))
-    for chosen, code in kinds:
+    for kind, code in run.metrics_codes(2).items():
+        chosen = layout.kinds[kind]
         noise = np.array([code.decode(values[chosen]) - truth[chosen] for values in drawn]) / code.std
         low, high = chi2.ppf([0.5e-6, 1 - 0.5e-6], df=noise.size)
         assert low < np.sum(noise**2) < high
@@ -99,8 +99,8 @@ def test_a_sites_counts_are_not_read_by_the_coordinator_even_with_a_sites_key(tm
     for name in NAMES:
         run, truth = run_of(played, name), exact(played, name)
         counted = slice(run.layout(2).update, None)
-        codes = [run.metrics_code] * run.layout(2).counts + [run.groups_code] * run.layout(2).groups
-        steps = np.array([code.step for code in codes])
+        codes = run.metrics_codes(2)
+        steps = np.repeat([codes["counts"].step, codes["groups"].step], [run.layout(2).counts, run.layout(2).groups])
         own = with_key_and_mask(played.site(name), run, 2, sent[name])[counted]
         np.testing.assert_allclose(own * steps, truth, atol=steps.max())
         offset = 1 << (run.scheme.value_bits - 1)  # how a value travels

@@ -169,12 +169,12 @@ def test_no_count_leaves_without_its_noise(tmp_path):
     load_parameters(network, run.state().released)
     records = site.held_out_records
     exact = tally(predict(network, records.features), records.labels)
-    bill = round_events(run.plan, 2, 4, 4)
+    bill, code = round_events(run.plan, 2, 4, 4), run.metrics_codes(2)["counts"]
     noise = []
     for _ in range(200):
         values = local_round.count_and_charge(site, run, 2, run.state(), bill)
-        noise.append(run.metrics_code.decode(values) - exact)
-    scaled = np.array(noise) / run.metrics_code.std
+        noise.append(code.decode(values) - exact)
+    scaled = np.array(noise) / code.std
     low, high = chi2.ppf([0.5e-6, 1 - 0.5e-6], df=scaled.size)
     assert low < np.sum(scaled**2) < high
     charges = [charge for charge in site.ledger.entries if charge.purpose == "metrics"]

@@ -81,3 +81,26 @@ def test_buckets_and_what_a_rule_bears_are_told():
     plain = dict(not_protected(facts(0, [9]), False))
     assert "Buckets" not in plain
     assert "does not detect it" in plain["A site that lies"]
+
+
+@pytest.mark.parametrize("mode", ["local", "none"])
+def test_what_is_counted_is_named_and_whether_a_limit_holds_for_it(mode):
+    metrics = {"every": 2, "groups": {"sex": ["f", "m"], "age": ["old", "young"]}, "importance": ["a", "b"]}
+    told = {}
+    for asked in (metrics, {}):
+        config = {
+            "federation": {"reveal": "never"},
+            "encryption": {"preset": "compact"},
+            "privacy": {"mode": mode},
+            "metrics": asked,
+        }
+        site = {"epsilon": 1.0 if mode == "local" else None, "delta": 1e-5, "trials": None}
+        report = {"config": config, "privacy": {}, "insecure": [], "sites": [site] * 3, "rounds": []}
+        facts = Disclosure.of(report)
+        gaps, coordinator = dict(not_protected(facts, False)), who_learns_what(facts)[0]
+        told[bool(asked)] = (gaps.get("What the sites count", ""), coordinator.records.level)
+    counted, records = told[True]
+    assert "the same by age and sex, right predictions with each of 2 features replaced" in counted
+    assert ("ε counts them" if mode == "local" else "No limit holds") in counted
+    assert records == ("limited" if mode == "local" else "yes")
+    assert told[False] == ("", "no")

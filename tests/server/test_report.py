@@ -524,3 +524,23 @@ def test_a_hostile_group_is_only_a_name(page_of, name):
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
     assert sum(tag == "svg" for tag, _ in page.tags) == 7
+
+
+def test_features_are_shown_by_what_is_lost_without_them_with_their_intervals(page_of):
+    report = a_report()
+    report["rounds"][1]["importance"] = {"old": figures(0.9)}
+    report["rounds"][2]["importance"] = {"age": figures(0.02), "thal": figures(0.12), "zero": figures(-0.01)}
+    page = page_of(report)
+    told = [row.replace(" ", "") for row in page.rows]
+    expected = ["thal+0.120(+0.090to+0.150)", "age+0.020(-0.010to+0.050)", "zero-0.010(-0.040to+0.020)"]
+    assert [row for row in told if row in expected] == expected
+    assert "thal +0.120 (+0.090 to +0.150). 2 features cannot be told from chance and noise." in page.text
+    assert any("Accuracy lost without: thal" in (a["aria-label"] or "") for tag, a in page.tags if tag == "svg")
+    assert "What the model looks at" not in page_of(a_report()).text
+
+
+def test_a_hostile_feature_is_only_a_name(page_of):
+    report = a_report()
+    report["rounds"][-1]["importance"] = {"<script>alert(1)</script>": figures(0.1), "a\x00\nb": figures(0.2)}
+    page = page_of(report)
+    assert "script" not in {tag for tag, _ in page.tags}
