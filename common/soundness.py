@@ -13,6 +13,7 @@ _SHARES = "Kairouz, Liu and Steinke 2021, arXiv:2102.06387"
 _OVERSAMPLING = "Rosenblatt et al. 2025, arXiv:2411.05733"
 _SAMPLING = "Zhu and Wang 2019, arXiv:1812.00984"
 _BUCKETS = "Karimireddy, He and Jaggi 2022, arXiv:2006.09365"
+_SUMS = "Bonawitz et al. 2017, doi:10.1145/3133956.3133982"
 _KRUM = "Blanchard et al. 2017, arXiv:1703.02757"
 
 
@@ -90,6 +91,12 @@ def _unsound(plan: "Plan") -> Iterator[tuple[str, str, str]]:
             "encryption.preset = 'none'",
             "allowed: compact, precise; a readable update carries a share of the noise only, and protects nothing",
             _SHARES,
+        )
+    if plan.metrics.every and encryption.preset == "none":
+        yield (
+            f"metrics.every = {plan.metrics.every} with encryption.preset = 'none'",
+            "allowed: 0; counts travel in encrypted sums only, as those of one site would tell of its records",
+            _SUMS,
         )
     where = "in a bucket, as all that collude may sit in one" if plan.robustness.buckets else "in a sum"
     if privacy.in_shares and plan.federation.min_cohort <= privacy.colluding:

@@ -102,8 +102,7 @@ def readable(played: Coordinator, number: int) -> tuple[Kind, bytes]:
 
 
 def test_readable_rounds_are_released_once_and_only_where_the_plan_trains(tmp_path):
-    overrides = ("encryption.preset=none", "metrics.every=1")
-    played = Coordinator(workplace(tmp_path / "run", NAMES, *overrides))
+    played = Coordinator(workplace(tmp_path / "run", NAMES, "encryption.preset=none"))
     played.join()
     first, second = readable(played, 1), readable(played, 2)
     assert {first[0], second[0]} == {Kind.READABLE_UPDATE}

@@ -30,6 +30,7 @@ KRUM = ["robustness.rule=multi-krum", "robustness.byzantine=1", "robustness.buck
         (["encryption.layer_scales=[1.0]"], "encryption.layer_scales", "2102.06387"),
         (["encryption.rounding=conditional"], "encryption.rounding = 'conditional'", "2102.06387"),
         (["privacy.mode=site", "metrics.every=1"], "metrics.every = 1", "1710.06963"),
+        (["privacy.mode=local", "encryption.preset=none", "metrics.every=1"], "metrics.every = 1", "3133982"),
         (["training.q=1.0"], "training.q = 1.0", "1905.10497"),
         (["privacy.mode=local", "encryption.preset=none", "training.q=0.5"], "training.q = 0.5", "1902.00146"),
         (["privacy.mode=none", "training.q=2.0"], "training.q = 2.0", "1905.10497"),
