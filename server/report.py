@@ -41,7 +41,7 @@ _TABLES = (
 _ROUND: dict[str, Any] = {
     "round": 0,
     **dict.fromkeys(("seconds", "sites")),
-    **{key: [] for key in ("left_out", "buckets")},
+    **{key: [] for key in ("left_out", "late", "buckets")},
     **{key: {} for key in ("metrics", "epsilon", "reported", "fairness")},
 }
 _SITE = dict.fromkeys(
@@ -126,6 +126,7 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         contributions=_contributions(report["contribution"]),
         measured=[(entry["round"], entry["reported"]) for entry in report["rounds"] if entry["reported"]],
         absences=[(entry["round"], out) for entry in report["rounds"] for out in entry["left_out"]],
+        late=[(entry["round"], out["site"]) for entry in report["rounds"] for out in entry["late"]],
     )
 
 

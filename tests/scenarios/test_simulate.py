@@ -214,8 +214,31 @@ def test_a_replayed_update_of_an_earlier_round_is_refused(tmp_path):
     network = Network(lambda reply: (with_envelope(reply, envelope_of(network.seen[0])),), site=2)
     report = simulate(workplace(tmp_path), deliver=network)
     assert report["rounds"][1]["left_out"] == [
-        {"site": "hungary", "reason": "WrongRound", "message": "hungary answered round 1, now collecting 2"}
+        {"site": "hungary", "reason": "LateUpdate", "message": "hungary answered round 1, now collecting 2"}
     ]
+
+
+@pytest.mark.parametrize("kept", [(), READABLE], ids=["encrypted", "readable"])
+def test_an_update_that_comes_one_round_late_is_dropped_and_does_not_cost_its_site_the_next(tmp_path, kept):
+    held: list[bytes] = []
+
+    def network(reply: Message) -> Iterable[Message]:
+        about = reply.metadata
+        if (about.src_node_id, about.message_type) != (3, "train"):
+            return (reply,)
+        if about.group_id == "1":
+            held.append(envelope_of(reply))
+            return ()
+        return (with_envelope(reply, held[0]), reply)
+
+    place = workplace(tmp_path, *kept)
+    first, second = simulate(place, deliver=network)["rounds"]
+    assert [(left["site"], left["reason"]) for left in first["left_out"]] == [("hungary", "Silent")]
+    assert "hungary" in second["sites"]
+    told = "hungary answered round 1, now collecting 2"
+    assert (second["late"], second["left_out"]) == ([{"site": "hungary", "reason": "LateUpdate", "message": told}], [])
+    assert "hungary in round 2." in (tmp_path / "report.html").read_text()
+    assert len(Site.open(place.sites[1]).ledger.entries) == 2 * (not kept)
 
 
 def test_a_site_that_answers_in_anothers_name_is_the_one_left_out(tmp_path):
