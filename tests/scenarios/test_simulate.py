@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -122,10 +123,27 @@ def test_encrypted_and_readable_runs_give_the_same_model_up_to_rounding(tmp_path
     assert np.abs(released(readable)).max() > 100 * step
 
 
-def test_scales_for_another_number_of_layers_are_refused_before_a_run_exists(tmp_path):
-    with pytest.raises(ConfigError, match=r"encryption\.layer_scales"):
-        workplace(tmp_path, "encryption.layer_scales=[1, 1, 1]")
-    assert not list((tmp_path / "coordinator").glob("runs/*/plan.json"))
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("encryption.layer_scales", ["encryption.layer_scales=[1, 1, 1]"]),
+        ("metrics.groups.sex", ["metrics.groups.sex=['x', 'y']"]),
+        ("simulation.contribution", ["simulation.contribution=true", "data.holdout=0"]),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_are_refused_before_anything_is_written(tmp_path, key, wrong):
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        workplace(tmp_path / "new", *wrong)
+    assert not (tmp_path / "new").exists()
+    workplace(tmp_path / "earlier")
+    before = _contents(tmp_path / "earlier")
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        workplace(tmp_path / "earlier", "simulation.site_epsilon=9", *wrong)
+    assert _contents(tmp_path / "earlier") == before
+
+
+def _contents(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_the_coordinator_holds_no_model_when_nothing_is_revealed(tmp_path):
