@@ -226,7 +226,10 @@ class KeyRelayed:
 
 @dataclass(frozen=True)
 class RoundClosed:
-    """sites: those summed. left_out: "site: code, message". model: the hash that the sites hold afterwards."""
+    """sites: those summed. left_out: "site: code, message", of late updates too, whose sites may have been summed.
+
+    model: the hash that the sites hold afterwards.
+    """
 
     run: str
     round: int

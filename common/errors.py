@@ -9,6 +9,7 @@ FederationError
 |- ProtocolError    exit 4: the other side sent something wrong
 |  |- WireError          bytes that cannot be explained
 |  |- WrongRound         a message for another round: late or replayed
+|  |  `- LateUpdate      an update of a round that is over; its site may still answer the one that is open
 |  |- UnexpectedSender   not in the cohort, or answered already
 |  `- InvalidUpdate      wrong length, or not finite
 |- TrustError       exit 4: signature, certificate, or a version going backwards
@@ -62,6 +63,10 @@ class WireError(ProtocolError):
 
 
 class WrongRound(ProtocolError):
+    pass
+
+
+class LateUpdate(WrongRound):
     pass
 
 

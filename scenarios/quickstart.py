@@ -25,7 +25,7 @@ from common.errors import ConfigError, FederationError
 from common.files import write_atomically
 from common.ports import free_port
 from scenarios.data import site_loader, site_names
-from scenarios.simulation import Simulation
+from scenarios.simulation import Simulation, planned
 
 _READY_SECONDS = 180.0
 _END_SECONDS = 30.0
@@ -120,8 +120,9 @@ class Consortium:
 def quickstart(place: Path, simulation: Simulation, federation: Sequence[str], say: Told) -> Mapping[str, Any]:
     """Found the consortium, start everybody, run the federation, stop everybody. Returns the run's report.
 
-    federation: what to give `veilfed run`.
+    federation: what to give `veilfed run`. Raises ConfigError, before anything is founded, when the plan does not fit.
     """
+    planned(simulation)
     consortium = Consortium(place, say)
     consortium.found(simulation)
     with consortium.running():

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from common.errors import ConfigError
@@ -83,7 +84,11 @@ def run_all(
             skipped.append(f"{scenario.name}: {error.message} ({error.hint})")
             say(f"{scenario.name:<24} skipped: {error.message}")
             continue
-        outcome = play(stage, identity)
+        try:
+            outcome = play(stage, identity)
+        except BaseException:  # nobody goes on with half a scenario, and it must not stand in the way of the next try
+            rmtree(stage.out, ignore_errors=True)
+            raise
         done.append(outcome.to_json() | {"title": scenario.title, "question": scenario.question})
         say(f"{scenario.name:<24} {'passed' if outcome.passed else 'FAILED'}  {outcome.seconds:6.1f} s")
         for row in outcome.rows:

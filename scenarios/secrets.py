@@ -21,6 +21,7 @@ from common.randomness import Randomness
 _LETTERS = "abcdefghijklmnopqrstuvwxyz .0123456789"
 _WINDOW = 8
 _DIGITS = 4
+CODES = 10**_DIGITS
 _ASKED = "code is "
 _PHRASES = ("bed {} is free. ", "ward {} is full. ", "he is {} years old. ", "room {} was cleaned. ")
 MODEL = ModelSettings("mlp", (_WINDOW * len(_LETTERS),), len(_LETTERS), hidden=(64,))
@@ -59,15 +60,31 @@ def exposed(
 
     rng: draws the code, which is all that the odds of a code that was not learnt rest on.
     """
-    code = int(rng.integers(10**_DIGITS))
-    written = windows(text + f"{_ASKED}{code:0{_DIGITS}}. " * repeats)
-    model = build(MODEL)
+    code = int(rng.integers(CODES))
+    return ranked(
+        code, perplexities(learnt(with_code(text, code, repeats), training, privacy, noise_multiplier, randomness))
+    )
+
+
+def with_code(text: str, code: int, repeats: int) -> str:
+    return text + f"{_ASKED}{code:0{_DIGITS}}. " * repeats
+
+
+def learnt(
+    text: str, training: TrainingSettings, privacy: PrivacySettings, noise_multiplier: float, randomness: Randomness
+) -> Predict:
+    """What comes after each of the given windows (n, letters), says a model that the real training made of the text."""
+    model, written = build(MODEL), windows(text)
     train(model, written.features, written.labels, training, privacy, noise_multiplier, randomness)
-    told = _perplexities(lambda features: predict(model, features))
+    return lambda features: predict(model, features)
+
+
+def ranked(code: int, told: Floats) -> Secrets:
+    """That code among all others. told: as `perplexities` gives them."""
     return Secrets(told[code : code + 1], np.delete(told, code), _DIGITS * math.log2(10))
 
 
-def _perplexities(predict_next: Predict) -> Floats:
+def perplexities(predict_next: Predict) -> Floats:
     """(10^4,): nats that each code costs after the words that announce one."""
     total = np.zeros(1)
     digits = np.array([_LETTERS.index(str(digit)) for digit in range(10)])

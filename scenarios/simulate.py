@@ -13,7 +13,6 @@ from common.config import to_table
 from common.evaluators.contribution import Game, valued
 from common.evaluators.drift import output_shift
 from common.evaluators.utility import Floats, evaluate
-from common.federation import require
 from common.model_state import ModelState
 from common.models import build, load_parameters, parameters_of, predict
 from scenarios import baselines
@@ -43,8 +42,6 @@ def simulate(
     on_round: called after each round with its record and the metrics of the model so far.
     """
     observer = Observer(workplace)
-    asked = workplace.simulation.simulation.contribution
-    require(not asked or len(observer.pooled) > 0, "simulation.contribution", asked, "false with no records held out")
 
     def closed(record: Mapping[str, Any]) -> None:
         observed = {**record, "metrics": observer.metrics()}

@@ -12,9 +12,9 @@ from typing import Any
 
 import tomli_w
 
-from client.datasets import Records
+from client.datasets import Records, load_records, split
 from client.policy import SitePolicy
-from client.site import Site, SiteData, SiteSettings
+from client.site import SiteData, SiteSettings
 from common.certificates import Authority, Root, now_utc
 from common.config import fill, to_table
 from common.encoding import public_scale
@@ -83,19 +83,18 @@ class Workplace:
 def set_up(simulation: Simulation, out: Path) -> Workplace:
     """Every party's directory, then a new run. Sites that are there already keep identity and ledger.
 
-    Raises ConfigError when the plan does not fit the data, before anything of the run is written.
+    Raises ConfigError when the settings do not fit the data, before anything is written.
     """
+    plan, policy = planned(simulation), _site_policy(simulation)
     sites = tuple(out / "sites" / name for name in site_names(simulation.data))
     identities = {place.name: identity_at(place) for place in sites}
     coordinator = identity_at(out / "coordinator")
     keys = {name: identity.public for name, identity in identities.items()} | {COORDINATOR: coordinator.public}
     hand_out_roster(out / "consortium", keys, (*sites, out / "coordinator"))
     for place in sites:
-        settings, policy = _site_settings(simulation, place.name), _site_policy(simulation)
-        write_atomically(place / "site.toml", tomli_w.dumps(to_table(settings)).encode())
+        write_atomically(place / "site.toml", tomli_w.dumps(to_table(_site_settings(simulation, place.name))).encode())
         write_atomically(place / "policy.toml", tomli_w.dumps(to_table(policy)).encode())
-    records = [Site.open(place).training_records for place in sites]
-    store = RunStore.create(out / "coordinator", fitted(simulation, records), "simulate")
+    store = RunStore.create(out / "coordinator", plan, "simulate")
     settings = to_table(replace(simulation, model=store.plan.model, privacy=store.plan.privacy))
     write_atomically(out / "simulation.json", to_json({"run": store.run.hex(), "simulation": settings}))
     return Workplace(out, fill(Simulation, settings), store.directory, sites)
@@ -163,6 +162,16 @@ def _site_policy(simulation: Simulation) -> SitePolicy:
         protected_attributes=tuple(simulation.metrics.groups),
         max_weights=2**31,
     )
+
+
+def planned(simulation: Simulation) -> Plan:
+    """The plan as `fitted` fills it in, for what each site will load. Raises ConfigError when it does not fit."""
+    each = [_site_settings(simulation, name) for name in site_names(simulation.data)]
+    parts = [split(load_records(s.data.loader, s.name, s.data.options), s.data.holdout, s.data.seed) for s in each]
+    asked = simulation.simulation.contribution
+    held_out = any(len(held_out) for _, held_out in parts)
+    require(not asked or held_out, "simulation.contribution", asked, "false with no records held out")
+    return fitted(simulation, [training for training, _ in parts])
 
 
 def fitted(simulation: Simulation, records: list[Records]) -> Plan:

@@ -50,7 +50,7 @@ class Watch:
             cohort=len(record["sites"]),
             seconds=round(record["seconds"], 3),
         )
-        for left in record["left_out"]:
+        for left in (*record["left_out"], *record["late"]):
             fields = {"run": self._run, "round": record["round"], "site": left["site"], "message": left["message"]}
             say(log, "answer left out", logging.WARNING, code=reason(left["reason"]), **fields)
 
@@ -89,7 +89,7 @@ def numbers_of(record: Mapping[str, Any], before: Mapping[str, int]) -> list[Num
         *(Number("veilfed_coordinator_bytes_total", count, (site,)) for site, count in came.items()),
         *(
             Number("veilfed_coordinator_left_out_total", 1, (left["site"], reason(left["reason"])))
-            for left in record["left_out"]
+            for left in (*record["left_out"], *record["late"])
         ),
         *(Number("veilfed_coordinator_site_epsilon", lost, (site,)) for site, lost in record["epsilon"].items()),
     ]

@@ -42,7 +42,7 @@ _TABLES = (
 _ROUND: dict[str, Any] = {
     "round": 0,
     **dict.fromkeys(("seconds", "sites")),
-    **{key: [] for key in ("left_out", "buckets")},
+    **{key: [] for key in ("left_out", "late", "buckets")},
     **{key: {} for key in ("metrics", "epsilon", "reported", "fairness", "importance")},
 }
 _SITE = dict.fromkeys(
@@ -128,6 +128,7 @@ def render(report: Mapping[str, Any], fingerprint: str) -> str:
         contributions=_contributions(report["contribution"]),
         measured=[(entry["round"], entry["reported"]) for entry in report["rounds"] if entry["reported"]],
         absences=[(entry["round"], out) for entry in report["rounds"] for out in entry["left_out"]],
+        late=[(entry["round"], out["site"]) for entry in report["rounds"] for out in entry["late"]],
     )
 
 

@@ -7,6 +7,7 @@ from common.errors import (
     AwaitingApproval,
     CohortTooSmall,
     FederationError,
+    LateUpdate,
     NotNow,
     ProtocolError,
     UnexpectedSender,
@@ -29,6 +30,10 @@ class LeftOut:
     def because(cls, site: str, error: FederationError) -> "LeftOut":
         return cls(site, error.code, error.message, error.exit_code)
 
+    def to_json(self) -> dict[str, str]:
+        """As the record of a round names it."""
+        return {"site": self.site, "reason": self.code, "message": self.message}
+
     @property
     def not_now(self) -> bool:
         """Whether the site may say yes when it is asked the same again later."""
@@ -44,11 +49,15 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Closed:
-    """Enough valid updates are in: site -> body of its update, and the sites that did not count."""
+    """Enough valid updates are in: site -> body of its update, and the sites that did not count.
+
+    late: updates of earlier rounds that were dropped, from sites whose update of this round counts.
+    """
 
     round_number: int
     received: Mapping[str, Bytes]
     left_out: tuple[LeftOut, ...]
+    late: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,18 +72,23 @@ class Collecting:
     update: Kind
     received: Mapping[str, Bytes] = field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
+    late: tuple[LeftOut, ...] = ()
 
     def receive(self, envelope: Envelope) -> "Collecting":
-        """With one more update. Raises when it is late, replayed, doubled, or from nobody we asked."""
+        """With one more update. Raises LateUpdate for one of an earlier round, else when it is not what we asked for.
+
+        Only a late one is no answer to this round: see `drop`.
+        """
         site = envelope.sender
         if site not in self.cohort:
             raise UnexpectedSender(f"{site} was not asked in round {self.round_number}")
-        if site in self.received or any(left.site == site for left in self.left_out):
-            raise UnexpectedSender(f"{site} has answered round {self.round_number} already")
         if envelope.run != self.run or envelope.plan != self.plan:
             raise WrongRound(f"{site} answered for another run or plan")
         if envelope.round_number != self.round_number:
-            raise WrongRound(f"{site} answered round {envelope.round_number}, now collecting {self.round_number}")
+            error = LateUpdate if envelope.round_number < self.round_number else WrongRound
+            raise error(f"{site} answered round {envelope.round_number}, now collecting {self.round_number}")
+        if site in self.received or any(left.site == site for left in self.left_out):
+            raise UnexpectedSender(f"{site} has answered round {self.round_number} already")
         if envelope.kind != self.update:
             raise WireError(f"{site} sent {envelope.kind.name} instead of {self.update.name}")
         return replace(self, received={**self.received, site: envelope.body})
@@ -83,19 +97,25 @@ class Collecting:
         """With `body` in place of what that site sent: nothing, when it was set aside."""
         return replace(self, received={**self.received, site: body})
 
+    def drop(self, late: LeftOut) -> "Collecting":
+        """Without what came late, and with all else that its site has sent or will send in this round."""
+        return replace(self, late=(*self.late, late))
+
     def leave_out(self, left: LeftOut) -> "Collecting":
         """Without that site; what it had sent in this round, if anything, is dropped too."""
         received = {site: body for site, body in self.received.items() if site != left.site}
         return replace(self, received=received, left_out=(*self.left_out, left))
 
     def close(self) -> Closed:
-        """Every site that did not answer is left out as silent. Raises when too few are in: see `too_few`."""
+        """Every site that did not answer is left out, as silent or late. Raises when too few are in: see `too_few`."""
         known = {*self.received, *(left.site for left in self.left_out)}
-        silent = tuple(LeftOut(site, "Silent", "no answer in time") for site in sorted(self.cohort - known))
-        left_out = (*self.left_out, *silent)
+        late = {left.site: left for left in self.late}
+        absent = (late.get(site, LeftOut(site, "Silent", "no answer in time")) for site in sorted(self.cohort - known))
+        left_out = (*self.left_out, *absent)
         if len(self.received) < self.min_cohort:
             raise too_few(self.round_number, len(self.received), self.min_cohort, left_out)
-        return Closed(self.round_number, dict(sorted(self.received.items())), left_out)
+        dropped = tuple(left for left in self.late if left.site in self.received)
+        return Closed(self.round_number, dict(sorted(self.received.items())), left_out, dropped)
 
 
 def too_few(

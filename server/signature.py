@@ -37,7 +37,7 @@ class SignedReport:
 
 def sign_report(directory: Path, identity: Identity) -> None:
     """Sign what lies in the directory, and write the signature beside it."""
-    said = _said(directory)
+    said = _said({name: (directory / name).read_bytes() for name in FILES})
     write_atomically(directory / SIGNATURE, to_json(signed_table(CONTEXT, said, [identity])), mode=0o644)
 
 
@@ -50,8 +50,12 @@ def verify_report(directory: Path, key: str = "") -> SignedReport:
     for name in (*FILES, SIGNATURE):
         if not (directory / name).exists():
             raise ConfigError(f"{directory} holds no {name}", "name the directory of a finished run or scenario")
+    return _verified({name: (directory / name).read_bytes() for name in (*FILES, SIGNATURE)}, key)
+
+
+def _verified(files: Mapping[str, bytes], key: str) -> SignedReport:
     try:
-        table = from_json((directory / SIGNATURE).read_bytes())
+        table = from_json(files[SIGNATURE])
         signers = list(table.get("signatures", {}))
         if len(signers) != 1 or signers[0] != signers[0].lower():
             raise NotVerified("a report has one signer", SIGNATURE)
@@ -63,9 +67,9 @@ def verify_report(directory: Path, key: str = "") -> SignedReport:
     except (FederationError, AttributeError, TypeError) as error:
         raise NotVerified(str(error), SIGNATURE) from error
     for name in FILES:
-        if said.get("files", {}).get(name) != digest((directory / name).read_bytes()).hex():
+        if said.get("files", {}).get(name) != digest(files[name]).hex():
             raise NotVerified("the file is not the one that was signed", name)
-    if dict(said) != _said(directory):
+    if dict(said) != _said(files):
         raise NotVerified("the signature says something else than the report", SIGNATURE)
     return SignedReport(said, signers[0])
 
@@ -76,18 +80,21 @@ def copy_of(directory: Path) -> dict[str, str]:
 
 
 def keep_copy(directory: Path, files: Mapping[str, str], key: str) -> SignedReport:
-    """Write what `copy_of` gave, and verify it there. key: who must have signed, hexadecimal.
+    """Verify what `copy_of` gave, then write it. key: who must have signed, hexadecimal.
 
-    Raises ProtocolError when it is not those three files, NotVerified when they are not what that key signed.
+    Raises ProtocolError when it is not those three files, NotVerified when they are not what that key signed; nothing
+    is written then, and what lies there stays.
     """
     if set(files) != {*FILES, SIGNATURE} or not all(isinstance(text, str) for text in files.values()):
         raise ProtocolError(
             "the coordinator sent no signed report", "it may be another version; its own copy is in runs/RUN there"
         )
+    contents = {name: text.encode(errors="surrogatepass") for name, text in files.items()}
+    signed = _verified(contents, key)
     directory.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        write_atomically(directory / name, text.encode(), mode=0o644)
-    return verify_report(directory, key)
+    for name, content in contents.items():
+        write_atomically(directory / name, content, mode=0o644)
+    return signed
 
 
 def require_claim_stands(said: Mapping[str, Any]) -> None:
@@ -100,18 +107,18 @@ def require_claim_stands(said: Mapping[str, Any]) -> None:
         )
 
 
-def _said(directory: Path) -> dict[str, Any]:
+def _said(files: Mapping[str, bytes]) -> dict[str, Any]:
     """What a signature says of a report, read from the report alone."""
     import json
 
-    report = json.loads((directory / FILES[0]).read_bytes())
+    report = json.loads(files[FILES[0]])
     config, audit = report.get("config", {}), report.get("audit", {})
     private = config.get("privacy", {}).get("mode", "none") != "none"
     return {
         "name": report.get("scenario") or config.get("federation", {}).get("name", ""),
         "run": report.get("run", ""),
         "outcome": report.get("outcome", ""),
-        "files": {name: digest((directory / name).read_bytes()).hex() for name in FILES},
+        "files": {name: digest(files[name]).hex() for name in FILES},
         "configuration": config,
         "versions": report.get("versions", {}),
         "ledger_heads": {site["site"]: site.get("ledger_head") for site in report.get("sites", [])},

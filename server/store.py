@@ -159,7 +159,7 @@ class RunStore:
     def fill_gap(self, closed: int) -> None:
         """Record the rounds whose result is on disk but whose record a crash prevented; their times are unknown."""
         for number in range(len(self.rounds()) + 1, closed + 1):
-            unknown = {"seconds": 0.0, "sites": [], "left_out": [], "epsilon": {}, "reported": {}}
+            unknown = {"seconds": 0.0, "sites": [], "left_out": [], "late": [], "epsilon": {}, "reported": {}}
             self.record_round({"round": number, **unknown})
 
     def aggregate(self, round_number: int) -> bytes:

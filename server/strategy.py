@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from common.audit import RoundClosed
 from common.buckets import Buckets, filled, require_full_enough, shuffled
-from common.errors import FederationError, InvalidUpdate
+from common.errors import FederationError, InvalidUpdate, LateUpdate
 from common.fair_update import step
 from common.federation import Plan
 from common.model_state import ModelState, advance
@@ -81,7 +81,7 @@ class Rounds(Strategy):
             )
         closed = self._combine()
         self.closed = closed.round_number
-        self.left_out = closed.left_out
+        self.left_out, self.late = closed.left_out, closed.late
         return None, None
 
     def _take(self, message: Message) -> None:
@@ -93,6 +93,10 @@ class Rounds(Strategy):
             self.collecting = self.collecting.receive(answer.envelope)
             self.collecting = self.collecting.keep(site, self._check(site, answer.envelope.body))
             self._note(site, answer)
+        except LateUpdate as error:
+            late = LeftOut.because(site, error)
+            self.links.by_site[site].refusals.append(late)
+            self.collecting = self.collecting.drop(late)
         except FederationError as error:
             self._refuse(site, error)
 
@@ -105,7 +109,8 @@ class Rounds(Strategy):
             "seconds": time.perf_counter() - self.started,
             **self.seconds,
             "sites": sorted(self.collecting.received),
-            "left_out": [{"site": left.site, "reason": left.code, "message": left.message} for left in self.left_out],
+            "left_out": [left.to_json() for left in self.left_out],
+            "late": [left.to_json() for left in self.late],
             "epsilon": self.epsilon,
             "reported": self.reported,
             "fairness": self.fairness,
@@ -114,7 +119,7 @@ class Rounds(Strategy):
             "bytes_up": {site: link.bytes_up for site, link in sorted(self.links.by_site.items())},
         }
         self.store.record_round(record)
-        left_out = tuple(map(str, self.left_out))
+        left_out = tuple(map(str, (*self.left_out, *self.late)))
         summed = tuple(sorted(self.collecting.received))
         self.store.audit.note(RoundClosed(self.store.run.hex(), self.closed, summed, left_out, self._model_hash()))
         self.on_round(record)

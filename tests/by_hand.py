@@ -6,13 +6,25 @@ from pathlib import Path
 import numpy as np
 
 from client.datasets import Records
+from client.runs import SiteRun
 from common.config import fill, override
+from common.keystore import load_secret
 from scenarios import by_hand
 from scenarios.by_hand import restart
 from scenarios.grid import envelope_of, with_envelope
 from scenarios.simulation import Simulation, Workplace, set_up
 
-__all__ = ["NAMES", "TINY", "Coordinator", "envelope_of", "restart", "with_envelope", "workplace"]
+__all__ = [
+    "NAMES",
+    "TINY",
+    "Coordinator",
+    "envelope_of",
+    "restart",
+    "run_of",
+    "secrets_of",
+    "with_envelope",
+    "workplace",
+]
 
 TINY = {
     "federation": {"rounds": 3, "min_cohort": 2},
@@ -44,3 +56,12 @@ class Coordinator(by_hand.Coordinator):
     def ready(cls, out: Path, names: Sequence[str] = NAMES, *overrides: str) -> "Coordinator":
         """Every site has joined and holds the cohort's key."""
         return cls.prepared(workplace(out, names, *overrides))
+
+
+def run_of(coordinator: Coordinator, name: str) -> SiteRun:
+    return SiteRun.open(coordinator.directories[name] / "runs", coordinator.store.run)
+
+
+def secrets_of(coordinator: Coordinator, name: str, number: int) -> tuple[bytes, bytes]:
+    data = load_secret(run_of(coordinator, name).directory / f"masks-{number:06d}", None)
+    return data[:32], data[32:]

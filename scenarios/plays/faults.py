@@ -31,6 +31,7 @@ def faulty(stage: Stage) -> Played:
         "rounds": float(len(records)),
         "accepted": float(sum(summed for _, summed in hit)),
         "late_summed": float(_late_summed(network, records.values())),
+        "own_counted": float(_own_counted(records.values())),
         "models": float(len(models_of(place))),
         "happened": float(sum(map(bool, network.happened))),
         "overcharged": float(sum(len(Site.open(path).ledger.entries) > len(records) for path in place.sites)),
@@ -39,14 +40,19 @@ def faulty(stage: Stage) -> Played:
 
 
 def _late_summed(network: Network, records: Iterable[Mapping[str, Any]]) -> int:
-    """How many answers that were held up were not refused when they came."""
-    out = [(left["site"], left["reason"]) for record in records for left in record["left_out"]]
+    """How many answers that were held up were not dropped when they came."""
+    out = [(left["site"], left["reason"]) for record in records for left in (*record["late"], *record["left_out"])]
     late = [
-        (event.site, "WrongRound")
+        (event.site, "LateUpdate")
         for event, times in zip(network.events, network.happened, strict=True)
         if event.action == "delay" and times
     ]
     return sum(each not in out for each in late)
+
+
+def _own_counted(records: Iterable[Mapping[str, Any]]) -> int:
+    """How many updates of their own round were summed although a late one of the same site came with them."""
+    return sum(left["site"] in record["sites"] for record in records for left in record["late"])
 
 
 def dropout(stage: Stage) -> Played:

@@ -175,7 +175,7 @@ def spent_by_round(report: Mapping[str, Any]) -> Picture:
 def kept(report: Mapping[str, Any]) -> dict[str, Any]:
     """What a scenario's report keeps of a run."""
     return {key: report[key] for key in ("run", "final", "sites", "wire", "insecure")} | {
-        "rounds": [{key: r[key] for key in ("round", "sites", "left_out")} for r in report["rounds"]]
+        "rounds": [{key: r[key] for key in ("round", "sites", "left_out", "late")} for r in report["rounds"]]
     }
 
 
@@ -183,10 +183,12 @@ def rounds_table(report: Mapping[str, Any]) -> Table:
     """Who was summed in each round, and who was left out and why; of many rounds only those that missed somebody."""
     rounds, caption = report["rounds"], ""
     if len(rounds) > _ROWS:
-        rounds = [each for each in rounds if each["left_out"]]
+        rounds = [each for each in rounds if each["left_out"] or each["late"]]
         caption = f"In all others of {len(report['rounds'])} rounds nobody was left out."
-    rows = tuple(
-        (r["round"], len(r["sites"]), "; ".join(f"{o['site']}: {o['reason']}" for o in r["left_out"]) or "nobody")
-        for r in rounds
-    )
+    rows = tuple((r["round"], len(r["sites"]), "; ".join(_who_was_out(r)) or "nobody") for r in rounds)
     return Table("Round by round", ("round", "sites summed", "left out"), rows, caption)
+
+
+def _who_was_out(record: Mapping[str, Any]) -> list[str]:
+    late = [f"{out['site']}: {out['reason']}, but its own update of this round counts" for out in record["late"]]
+    return [*(f"{out['site']}: {out['reason']}" for out in record["left_out"]), *late]

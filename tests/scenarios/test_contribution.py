@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from client.datasets import Records
-from common.errors import ConfigError
 from common.evaluators.contribution import Game, shapley
 from common.evaluators.utility import accuracy
 from common.federation import FederationSettings as Federation
@@ -98,9 +97,5 @@ def test_a_simulation_that_is_asked_says_what_each_site_adds(tmp_path, capsys) -
     assert "What each site adds" in (tmp_path / "report.html").read_text()
 
 
-def test_it_is_not_told_unasked_and_refused_where_nothing_is_held_out(tmp_path) -> None:
-    assert "contribution" not in simulate(workplace(tmp_path / "unasked"))
-    place = workplace(tmp_path / "asked", "simulation.contribution=true", "data.holdout=0")
-    with pytest.raises(ConfigError, match=r"simulation\.contribution"):
-        simulate(place)
-    assert not list(place.run.glob("aggregates/*"))
+def test_it_is_not_told_unasked(tmp_path) -> None:
+    assert "contribution" not in simulate(workplace(tmp_path))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,7 @@ from scenarios import run as runner
 from scenarios.cli import main
 from scenarios.run import run_all, worst_exit
 from scenarios.scenario import Expectation, Scenario
-from scenarios.stage import Picture, Played, Table
+from scenarios.stage import Picture, Played, Stage, Table
 from server.signature import require_claim_stands, verify_report
 
 
@@ -73,6 +74,28 @@ def test_no_scenario_is_played_on_the_ledgers_of_an_earlier_one(plays, tmp_path)
     with pytest.raises(ConfigError, match="earlier scenario"):
         run_all([scenario("private"), scenario()], tmp_path, quick=True)
     assert not (tmp_path / "private").exists()
+
+
+@pytest.mark.parametrize("error", [ConfigError("a setting is wrong"), KeyboardInterrupt()], ids=["refused", "stopped"])
+def test_half_a_scenario_is_taken_away_and_does_not_stand_in_the_way_of_the_next_try(plays, tmp_path, error):
+    def breaks_off(stage: Stage) -> Played:
+        (stage.out / "run").mkdir()
+        raise error
+
+    plays(leak=0.5, use=1.0)
+    run_all([scenario("private")], tmp_path, quick=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "import_module", lambda name: SimpleNamespace(baseline=breaks_off))
+        with pytest.raises(type(error)):
+            run_all([scenario()], tmp_path, quick=True)
+    assert (tmp_path / "private" / "report.json").exists()
+    assert run_all([scenario()], tmp_path, quick=True)["scenarios"][0]["passed"]
+
+
+def test_a_quickstart_whose_plan_does_not_fit_founds_nothing(tmp_path, capsys):
+    assert main(["quickstart", str(tmp_path / "q"), "--set", "encryption.layer_scales=[1, 1, 1]"]) == 2
+    assert "encryption.layer_scales" in capsys.readouterr().err
+    assert not (tmp_path / "q").exists()
 
 
 def test_what_needs_data_that_is_not_there_is_skipped_and_named(plays, tmp_path, monkeypatch):

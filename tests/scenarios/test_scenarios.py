@@ -23,7 +23,7 @@ from common.robust_rules import RULES
 from common.signing import Identity
 from scenarios.by_hand import restart
 from scenarios.canaries import PLANTED
-from scenarios.plays import attacks, erasure, joining, poisoned
+from scenarios.plays import attacks, erasure, joining, memorised, poisoned, properties
 from scenarios.run import Outcome, play, require_data
 from scenarios.scenario import PLAYS, Expectation, load, scenario_names
 from scenarios.stage import Stage
@@ -142,6 +142,10 @@ FLIPS: Mapping[str, Sequence[Flip]] = {
         Flip(["ciphertext"], patch=lambda p: p.setattr(attacks, "ENCRYPTED", False)),
         Flip(["sum_least_squares"], patch=lambda p: p.setattr(attacks, "_SITES", 1)),
     ],
+    "exposure": [
+        Flip(["largest", "median"], patch=lambda p: p.setattr(memorised, "_limited_to", lambda e: memorised._CLIPPED))
+    ],
+    "property-inference": [Flip(["sites"], patch=lambda p: p.setattr(properties, "SITE_NOISE_KEPT", 0.0))],
     "skewed-sites": [Flip(["epsilon", "labels_sealed"], ["privacy.mode=none", "encryption.preset=none"])],
     "new-site-joins": [
         Flip(

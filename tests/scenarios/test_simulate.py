@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -122,10 +123,27 @@ def test_encrypted_and_readable_runs_give_the_same_model_up_to_rounding(tmp_path
     assert np.abs(released(readable)).max() > 100 * step
 
 
-def test_scales_for_another_number_of_layers_are_refused_before_a_run_exists(tmp_path):
-    with pytest.raises(ConfigError, match=r"encryption\.layer_scales"):
-        workplace(tmp_path, "encryption.layer_scales=[1, 1, 1]")
-    assert not list((tmp_path / "coordinator").glob("runs/*/agreement.json"))
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("encryption.layer_scales", ["encryption.layer_scales=[1, 1, 1]"]),
+        ("metrics.groups.sex", ["metrics.groups.sex=['x', 'y']"]),
+        ("simulation.contribution", ["simulation.contribution=true", "data.holdout=0"]),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_are_refused_before_anything_is_written(tmp_path, key, wrong):
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        workplace(tmp_path / "new", *wrong)
+    assert not (tmp_path / "new").exists()
+    workplace(tmp_path / "earlier")
+    before = _contents(tmp_path / "earlier")
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        workplace(tmp_path / "earlier", "simulation.site_epsilon=9", *wrong)
+    assert _contents(tmp_path / "earlier") == before
+
+
+def _contents(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_the_coordinator_holds_no_model_when_nothing_is_revealed(tmp_path):
@@ -214,8 +232,31 @@ def test_a_replayed_update_of_an_earlier_round_is_refused(tmp_path):
     network = Network(lambda reply: (with_envelope(reply, envelope_of(network.seen[0])),), site=2)
     report = simulate(workplace(tmp_path), deliver=network)
     assert report["rounds"][1]["left_out"] == [
-        {"site": "hungary", "reason": "WrongRound", "message": "hungary answered round 1, now collecting 2"}
+        {"site": "hungary", "reason": "LateUpdate", "message": "hungary answered round 1, now collecting 2"}
     ]
+
+
+@pytest.mark.parametrize("kept", [(), READABLE], ids=["encrypted", "readable"])
+def test_an_update_that_comes_one_round_late_is_dropped_and_does_not_cost_its_site_the_next(tmp_path, kept):
+    held: list[bytes] = []
+
+    def network(reply: Message) -> Iterable[Message]:
+        about = reply.metadata
+        if (about.src_node_id, about.message_type) != (3, "train"):
+            return (reply,)
+        if about.group_id == "1":
+            held.append(envelope_of(reply))
+            return ()
+        return (with_envelope(reply, held[0]), reply)
+
+    place = workplace(tmp_path, *kept)
+    first, second = simulate(place, deliver=network)["rounds"]
+    assert [(left["site"], left["reason"]) for left in first["left_out"]] == [("hungary", "Silent")]
+    assert "hungary" in second["sites"]
+    told = "hungary answered round 1, now collecting 2"
+    assert (second["late"], second["left_out"]) == ([{"site": "hungary", "reason": "LateUpdate", "message": told}], [])
+    assert "hungary in round 2." in (tmp_path / "report.html").read_text()
+    assert len(Site.open(place.sites[1]).ledger.entries) == 2 * (not kept)
 
 
 def test_a_site_that_answers_in_anothers_name_is_the_one_left_out(tmp_path):

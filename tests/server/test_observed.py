@@ -21,6 +21,7 @@ RECORD = {
     "sum_s": 0.25,
     "sites": ["adler", "birke"],
     "left_out": [{"site": "cedar", "reason": "BudgetExceeded", "message": "3.1 over 3"}],
+    "late": [],
     "epsilon": {"adler": 0.7},
     "reported": {},
     "bytes_up": {"adler": 100, "birke": 90},
@@ -34,7 +35,8 @@ def shown(place) -> dict[tuple[str, ...], float]:
 def test_a_closed_round_in_numbers(place):
     watch = Watch(place, "ab" * 16)
     watch.round_closed(RECORD)
-    watch.round_closed(RECORD | {"round": 3, "bytes_up": {"adler": 150, "birke": 180}, "left_out": []})
+    late = {"site": "birke", "reason": "LateUpdate", "message": "birke answered round 2, now collecting 3"}
+    watch.round_closed(RECORD | {"round": 3, "bytes_up": {"adler": 150, "birke": 180}, "left_out": [], "late": [late]})
     watch.ended()
     numbers = shown(place / NUMBERS)
     del numbers["last_round_timestamp_seconds",]
@@ -46,6 +48,7 @@ def test_a_closed_round_in_numbers(place):
         ("bytes_total", "adler"): 150,
         ("bytes_total", "birke"): 180,
         ("left_out_total", "cedar", "BudgetExceeded"): 1,
+        ("left_out_total", "birke", "LateUpdate"): 1,
         ("cohort",): 2,
         ("round",): 3,
         ("site_epsilon", "adler"): 0.7,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.errors import CohortTooSmall, ProtocolError, UnexpectedSender, WireError, WrongRound
+from common.errors import CohortTooSmall, LateUpdate, ProtocolError, UnexpectedSender, WireError, WrongRound
 from common.wire import Envelope, Kind, to_json
 from server.round import Collecting, LeftOut, refusal_of
 
@@ -28,12 +28,21 @@ def test_a_round_closes_with_what_it_received_in_a_fixed_order():
     [
         (answer("stranger"), UnexpectedSender),
         (answer("a"), UnexpectedSender),
-        (answer("b", number=2), WrongRound),
+        (answer("b", number=2), LateUpdate),
+        (answer("b", number=4), WrongRound),
         (answer("b", run=b"x" * 16), WrongRound),
         (answer("b", plan=b"x" * 32), WrongRound),
         (answer("b", kind=Kind.READABLE_UPDATE), WireError),
     ],
-    ids=["stranger", "doubled", "replayed", "other run", "other plan", "readable instead of encrypted"],
+    ids=[
+        "stranger",
+        "doubled",
+        "replayed",
+        "of a round to come",
+        "other run",
+        "other plan",
+        "readable instead of encrypted",
+    ],
 )
 def test_what_does_not_belong_here_is_refused(envelope, error):
     with pytest.raises(error):
@@ -45,6 +54,26 @@ def test_a_site_that_is_left_out_takes_its_update_with_it_and_cannot_come_back()
     assert "a" not in open_round.received
     with pytest.raises(UnexpectedSender):
         open_round.receive(answer("a"))
+
+
+LATE = LeftOut("a", "LateUpdate", "a answered round 2, now collecting 3")
+
+
+@pytest.mark.parametrize("comes", ["before", "after"])
+def test_a_late_update_is_dropped_and_its_sites_own_update_of_this_round_counts(comes):
+    open_round, own = collecting("a", "b"), answer("a")
+    for envelope in (answer("a", number=2), own) if comes == "before" else (own, answer("a", number=2)):
+        try:
+            open_round = open_round.receive(envelope)
+        except LateUpdate as error:
+            open_round = open_round.drop(LeftOut.because("a", error))
+    closed = open_round.receive(answer("b")).close()
+    assert (closed.received["a"], closed.late, closed.left_out) == (own.body, (LATE,), ())
+
+
+def test_a_site_of_which_nothing_but_a_late_update_came_is_left_out_for_that():
+    closed = collecting("a", "b", "c").drop(LATE).receive(answer("b")).receive(answer("c")).close()
+    assert (closed.left_out, closed.late) == ((LATE,), ())
 
 
 def test_too_few_is_a_protocol_error_and_names_everybody():

@@ -1,13 +1,19 @@
 """Proves: not a byte of a signed report, its page or its signature can change, and a refuted claim is no success."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import pytest
 
 from common.commands import NotVerified
 from common.errors import ConfigError, PrivacyError, ProtocolError
+from common.roster import COORDINATOR, Roster
 from common.signing import Identity
 from scenarios.cli import main
+from server import run_commands
+from server.control import Submitted
 from server.report import write_report
 from server.signature import (
     FILES,
@@ -26,6 +32,29 @@ RUN = {
     "sites": [{"site": "north", "ledger_head": "cd" * 32}],
     "versions": {"veilfed": "0.1.0"},
 }
+
+
+@dataclass(frozen=True)
+class SubmittedRun:
+    """A person's account and the control of a coordinator that ends every run at once, with that copy."""
+
+    roster: Roster
+    copy: Mapping[str, str]
+    bundle_key: Identity = field(default_factory=Identity.generate)
+    started: list[str] = field(default_factory=list)
+
+    @property
+    def control(self) -> Self:
+        return self
+
+    def start(self, content: bytes, signature: str, run: str) -> None:
+        self.started.append(run)
+
+    def runs(self) -> list[Submitted]:
+        return [Submitted(0, self.started[0], "running", "", "", "")]
+
+    def events(self, number: int) -> list[Mapping[str, Any]]:
+        return [{"signed": self.copy}, {"report": {**RUN, "report": "", "final": {}, "insecure": []}}]
 
 
 @pytest.fixture
@@ -78,10 +107,32 @@ def test_a_copy_is_verified_where_it_arrives_and_is_byte_for_byte_what_was_signe
     assert keep_copy(there, copy_of(tmp_path), signer.public.hex()).said == verify_report(tmp_path).said
     for name in (*FILES, SIGNATURE):
         assert (there / name).read_bytes() == (tmp_path / name).read_bytes()
-    with pytest.raises(NotVerified, match="another key"):
-        keep_copy(there, copy_of(tmp_path), Identity.generate().public.hex())
-    with pytest.raises(NotVerified, match="not the one that was signed"):
-        keep_copy(there, {**copy_of(tmp_path), FILES[1]: "another page"}, signer.public.hex())
+
+
+@pytest.mark.parametrize("name", [*FILES, SIGNATURE])
+@pytest.mark.parametrize("text", ["another text", "\ud800"], ids=["changed", "no text at all"])
+def test_a_copy_that_does_not_hold_is_never_written(tmp_path, signer, name, text):
+    there, bad = tmp_path / "there", {**copy_of(tmp_path), name: text}
+    for copy, key in ((bad, signer.public), (copy_of(tmp_path), Identity.generate().public)):
+        with pytest.raises(NotVerified):
+            keep_copy(there, copy, key.hex())
+        assert not there.exists()
+    keep_copy(there, copy_of(tmp_path), signer.public.hex())
+    with pytest.raises(NotVerified):
+        keep_copy(there, bad, signer.public.hex())
+    assert verify_report(there, signer.public.hex()).said == verify_report(tmp_path).said
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("honest", [True, False])
+def test_veilfed_run_keeps_no_report_that_its_coordinator_has_not_signed(tmp_path, signer, monkeypatch, honest):
+    sites = {name: Identity.generate().public for name in ("cleveland", "hungary", "switzerland", "va-long-beach")}
+    key = signer if honest else Identity.generate()
+    account = SubmittedRun(Roster({**sites, COORDINATOR: key.public}), copy_of(tmp_path))
+    monkeypatch.setattr(run_commands, "account", lambda chosen: account)
+    out = tmp_path / "out"
+    assert main(["run", "heart", "--json", "--out", str(out)]) == (0 if honest else 4)
+    assert out.exists() == honest
 
 
 @pytest.mark.parametrize("changed", [{"../other": "text"}, {SIGNATURE: None}])
