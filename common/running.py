@@ -39,14 +39,14 @@ def running(directory: Path) -> int | None:
     except OSError:
         return None
     try:
-        return None if _lock(descriptor) else _holder(descriptor)
+        return None if _lock(descriptor, fcntl.LOCK_SH) else _holder(descriptor)  # two may look at once
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -43,15 +43,18 @@ class Ports:
             raise ConfigError(f"{path} cannot be read: {error}", f"veilfed server start {home}") from None
 
     @classmethod
-    def kept(cls, home: Path) -> "Ports":
-        """Those of the last start while they are free, else new ones, kept in run/ports.json."""
+    def kept(cls, home: Path, public: int) -> "Ports":
+        """Those of the last start while they are free, else new ones, kept in run/ports.json.
+
+        public: the gateway's own, on which nobody listens yet.
+        """
         with suppress(ConfigError):
             ports = cls.read(home)
-            if all(is_free(LOOPBACK, port) for port in asdict(ports).values()):
+            if all(port != public and is_free(LOOPBACK, port) for port in asdict(ports).values()):
                 return ports
         chosen: dict[str, int] = {}
         for field in fields(cls):
-            chosen[field.name] = free_port(chosen.values())
+            chosen[field.name] = free_port((public, *chosen.values()))
         write_atomically(home / "run" / "ports.json", json.dumps(chosen, indent=1).encode())
         return cls(**chosen)
 

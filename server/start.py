@@ -31,7 +31,7 @@ def _checked(home: Path) -> Sequence[Child]:
     opened = Home.open(home)
     listen = listen_at(Address.parse(opened.settings.address))
     check(opened, listen, now_utc())
-    return processes(home, listen, Ports.kept(home))
+    return processes(home, listen, Ports.kept(home, listen.port))
 
 
 def check(home: Home, listen: Listen, now: datetime) -> None:

@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from common import ports
 from tests.consortium import People
 
 settings.register_profile("busy", deadline=None)  # how long an example takes says more of the machine than of us
 settings.load_profile("busy")
+# A port that is chosen now and taken by a process later: no process beside this one has the same in mind.
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+ports._PRIVATE = range(10_000 + 1_000 * (_worker % 10), 11_000 + 1_000 * (_worker % 10))
 _connect = socket.socket.connect
 os.environ.update(
     {

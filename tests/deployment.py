@@ -23,6 +23,7 @@ from safetensors.numpy import load_file
 
 from client.site import Site
 from common import errors
+from common.addresses import Address
 from common.config import fill, load_table, override, to_table
 from common.errors import FederationError
 from common.federation import Plan
@@ -32,6 +33,8 @@ from scenarios.data import public_shape
 from scenarios.quickstart import Consortium, _command, policy_of, settings_of
 from scenarios.simulation import Simulation
 from server.account import Account
+from server.home import Home
+from server.processes import Ports
 from server.submit import complete, follow, submit
 
 HEART = Path(__file__).parents[1] / "scenarios" / "heart.toml"
@@ -54,16 +57,25 @@ def eventually(true: Callable[[], Any], what: str, seconds: float = SECONDS) -> 
 
 
 def caught(process: Callable[[], int], moment: Callable[[], object], seconds: float = SECONDS) -> int:
-    """The process, stopped by SIGSTOP while that moment lasts: seen before it was stopped, and again afterwards."""
-    until = time.monotonic() + seconds
+    """The process, stopped by SIGSTOP while that moment lasts: seen before it was stopped, and again afterwards.
+
+    Who it is is found out beforehand, which takes longer than a short moment on a busy machine.
+    """
+    until, found, looked = time.monotonic() + seconds, 0, 0.0
     while time.monotonic() < until:
+        if time.monotonic() - looked > 0.5:
+            found, looked = process(), time.monotonic()
         if moment():
-            found = process()
-            os.kill(found, signal.SIGSTOP)
-            eventually(lambda pid=found: _state(pid) in "TtZ", "stopped", 10)
-            if moment():
+            try:
+                os.kill(found, signal.SIGSTOP)
+            except ProcessLookupError:  # another one has taken its place
+                looked = 0.0
+                continue
+            eventually(lambda pid=found: _state(pid) in "TtZ", "stopped", 60)
+            if moment() and process() == found:
                 return found
             os.kill(found, signal.SIGCONT)
+            looked = 0.0
         time.sleep(0.001)
     raise AssertionError("the moment did not come, or never lasted")
 
@@ -199,6 +211,9 @@ class Deployment(Consortium):
 
     def found(self, simulation: Simulation) -> None:
         super().found(simulation)
+        (self.home / "run").mkdir(mode=0o700, exist_ok=True)
+        public = Address.parse(Home.open(self.home).settings.address).port
+        Ports.kept(self.home, public)  # of those that are this test process's: see tests/conftest.py
         for site in self.sites:
             settings = replace(
                 settings_of(simulation, site.name), insecure_randomness=simulation.simulation.insecure_randomness

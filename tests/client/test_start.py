@@ -103,7 +103,7 @@ def test_whoever_is_killed_is_back_and_at_the_end_nobody_is(running):
     assert site.status().returncode == 0
     worker = site.pids()["worker"]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert not Path(f"/proc/{worker}").exists()
     stopped = site.status()
     assert (stopped.returncode, "it is not running" in stopped.stderr) == (2, True)
@@ -114,7 +114,7 @@ def test_a_site_that_is_not_set_up_is_told_what_comes_first(place: Path, missing
     site = Site(place)
     (place / missing).unlink()
     process = site.start()
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert missing in said
     assert hint in said

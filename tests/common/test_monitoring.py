@@ -32,7 +32,7 @@ def samples(text: bytes) -> dict[tuple[str, ...], float]:
 
 
 def get(server, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
     connection.request("GET", path)
     answer = connection.getresponse()
     return answer.status, answer.read()
@@ -97,7 +97,7 @@ def test_a_client_that_says_nothing_or_rubbish_keeps_nobody_else_waiting(shown, 
 
 def test_only_reading_is_possible(shown):
     for method in ("POST", "PUT", "DELETE"):
-        connection = http.client.HTTPConnection("127.0.0.1", shown[2].server_port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", shown[2].server_port, timeout=60)
         connection.request(method, "/metrics", b"x")
         assert connection.getresponse().status == 501
 

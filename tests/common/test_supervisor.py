@@ -105,7 +105,7 @@ class Supervised:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def eventually(true: Callable[[], object], seconds: float = 15.0) -> None:
+def eventually(true: Callable[[], object], seconds: float = 60.0) -> None:
     give_up = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < give_up, "it did not come true in time"
@@ -140,8 +140,8 @@ def test_a_killed_child_is_back_and_what_it_forked_is_gone(two):
 def test_sigterm_leaves_nothing_not_even_what_ignores_it(two):
     supervised, process = two
     process.terminate()
-    assert process.wait(10) == 0
-    assert supervised.marked() == set()
+    assert process.wait(60) == 0
+    eventually(lambda: supervised.marked() == set())  # killed, and gone once the kernel comes to it
     assert status(supervised.place)["running"] is False
 
 
@@ -165,7 +165,7 @@ def test_whoever_kills_the_undertaker_first_changes_nothing(two):
 def test_it_starts_only_once_and_again_after_it_was_killed(two):
     supervised, process = two
     second = supervised.start()
-    said, _ = second.communicate(timeout=10)
+    said, _ = second.communicate(timeout=60)
     assert second.returncode == 2
     assert f"is running already, as process {process.pid}" in said
     process.kill()
@@ -173,28 +173,28 @@ def test_it_starts_only_once_and_again_after_it_was_killed(two):
     third = supervised.start()  # while the leftovers of the first may still be there
     try:
         eventually(lambda: status(supervised.place).get("pid") == third.pid and supervised.state_of("two") == "ready")
-        assert len(supervised.marked()) == 4
+        eventually(lambda: len(supervised.marked()) == 4)
     finally:
         third.terminate()
-        assert third.wait(10) == 0
+        assert third.wait(60) == 0
 
 
 def test_what_cannot_start_is_said_and_the_others_are_stopped(place: Path):
     supervised = Supervised(place, good=_PARENT, bad="import sys; sys.exit('no such port')")
     supervised.children[1]["ready"] = str(place / "never")
     process = supervised.start()
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "bad ended with exit code 1, 3 times before it was ready: " in said
     assert "no such port" in said
-    assert supervised.marked() == set()
+    eventually(lambda: supervised.marked() == set())
 
 
 def test_a_program_that_is_not_there_is_said(place: Path):
     supervised = Supervised(place, missing="")
     supervised.children[0]["argv"] = ["/nonexistent/nginx"]
     process = supervised.start()
-    said, _ = process.communicate(timeout=20)
+    said, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert "missing could not be started" in said
     assert "/nonexistent/nginx" in said
@@ -212,7 +212,7 @@ def test_the_second_waits_until_the_first_is_ready(place: Path):
         eventually(lambda: supervised.state_of("two") == "ready")
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_changed_files_mean_read_again_or_start_again(place: Path):
@@ -224,6 +224,7 @@ def test_changed_files_mean_read_again_or_start_again(place: Path):
     process = supervised.start()
     try:
         eventually(lambda: supervised.state_of("other") == "ready")
+        eventually(lambda: [line["line"] for line in supervised.log("reader")] == ["first"])  # it hears signals now
         reader, other = supervised.pid_of("reader"), supervised.pid_of("other")
         (place / "list").write_text("22")
         eventually(lambda: [line["line"] for line in supervised.log("reader")] == ["first", "again"])
@@ -233,7 +234,7 @@ def test_changed_files_mean_read_again_or_start_again(place: Path):
         assert supervised.pid_of("reader") == reader
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_delays_double_up_to_a_cap():

@@ -28,8 +28,10 @@ def test_a_window_is_what_comes_before_a_character() -> None:
 
 
 def test_without_noise_the_code_is_the_first_that_an_attacker_would_try() -> None:
-    """13.3 bits of 13.3 nearly always; a code that was not learnt has 10 or more once in 1,000."""
-    assert bits(PrivacySettings(mode="none"), 0.0) > 10
+    """13.3 bits of 13.3 nearly always, at most 10 in one draw of 70: four times over once in 2e7.
+
+    A code that was not learnt has 10 or more once in 1,000."""
+    assert any(bits(PrivacySettings(mode="none"), 0.0) > 10 for _ in range(4))
 
 
 def test_with_noise_or_never_written_it_is_like_any_other() -> None:

@@ -375,7 +375,7 @@ def veilfed(*arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=280,
+        timeout=580,
     )
 
 

@@ -30,9 +30,12 @@ def simulation(mode: str) -> Simulation:
 
 
 def test_records_kept_for_testing_have_no_say():
-    """They outnumber the others: whoever trained or scored on them would find half of all answers wrong, or more."""
+    """They outnumber the others: whoever trained or scored on them would find half of all answers wrong, or more.
+
+    Noise costs two of 25 answers at most, three once in 150 draws; seven are as many as would be noticed.
+    """
     for mode in ("local", "distributed"):
-        assert accuracy(simulation(mode)) > 0.9
+        assert accuracy(simulation(mode)) > 0.75
 
 
 def test_every_combination_is_tried_once():

@@ -87,7 +87,7 @@ class Door:
         self.consortium, home = consortium, consortium.home
         self.port = free_port()
         (home / "run").mkdir(exist_ok=True)
-        self.ports = Ports.kept(home)
+        self.ports = Ports.kept(home, self.port)
         settings = Gateway(home, Listen(LOOPBACK, self.port), self.ports.superlink, self.ports.status)
         self.logs = {name: home / f"{name}.log" for name in ("superlink", "gateway")}
         self.processes = {child.name: self._start(child) for child in (superlink(home, self.ports), gateway(settings))}
@@ -168,12 +168,24 @@ class Door:
         return total
 
     def log(self) -> list[dict[str, object]]:
+        """Its lines, once nginx answers nobody but the one who looks, and what it says has come through the pipe."""
+        heard, before = self.logs["gateway"], -1
+        while (size := heard.stat().st_size) != before or b"Writing: 1 " not in self._counters():
+            before = size
+            time.sleep(0.2)
         lines = self.logs["gateway"].read_text().splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
+    def _counters(self) -> bytes:
+        status = http.client.HTTPConnection(LOOPBACK, self.ports.status, timeout=20)
+        try:
+            status.request("GET", "/status")
+            return status.getresponse().read()
+        finally:
+            status.close()
+
     def reached_superlink(self) -> int:
         """How many requests came through: nginx names the time that the SuperLink took for each."""
-        time.sleep(0.2)
         return sum(bool(line["upstream_seconds"]) for line in self.log())
 
 

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 import server.processes
+from common import ports
 from common.addresses import Address
 from common.certificates import now_utc
 from common.enrolment import Request
@@ -66,6 +69,8 @@ class Coordinator:
     def __init__(self, place: Path) -> None:
         self.home = make_home(place).directory
         self.port = Address.parse(Home.open(self.home).settings.address).port
+        (self.home / "run").mkdir(mode=0o700, exist_ok=True)
+        Ports.kept(self.home, self.port)  # of those that are this test process's: see tests/conftest.py
         self.nodes: dict[str, TlsKey] = {}
         self.ids: dict[str, int] = {}
 
@@ -219,9 +224,10 @@ def test_only_the_gateway_is_public_and_the_rest_on_the_loopback(running):
     inodes = set()
     for pid in sessions(set(coordinator.children().values())):
         for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
-            target = os.readlink(descriptor) if descriptor.is_symlink() else ""
-            if target.startswith("socket:["):
-                inodes.add(target[8:-1])
+            with suppress(FileNotFoundError):  # it has just been closed
+                target = os.readlink(descriptor)
+                if target.startswith("socket:["):
+                    inodes.add(target[8:-1])
     listening = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
@@ -237,16 +243,17 @@ def test_only_the_gateway_is_public_and_the_rest_on_the_loopback(running):
 def test_children_are_told_nothing_of_the_administrator_s_environment(running):
     coordinator, _ = running
     for pid in sessions(set(coordinator.children().values())):
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes()
-        assert b"s3cret" not in environment + arguments
-        assert (coordinator.home / "superexec.secret").read_bytes() not in environment + arguments
+        told = b""
+        with suppress(FileNotFoundError, ProcessLookupError):  # one of nginx's, which has just ended
+            told = Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert b"s3cret" not in told
+        assert (coordinator.home / "superexec.secret").read_bytes() not in told
 
 
 def test_a_second_one_is_refused(running):
     coordinator, process = running
     second = coordinator.start()
-    _, said = second.communicate(timeout=30)
+    _, said = second.communicate(timeout=120)
     assert second.returncode == 2
     assert f"is running already, as process {process.pid}" in said
 
@@ -256,20 +263,20 @@ def test_sigterm_leaves_nothing_and_the_next_start_goes_on(running):
     leaders = set(coordinator.children().values())
     assert len(sessions(leaders)) >= 6  # nginx has two workers
     process.send_signal(signal.SIGTERM)
-    out, said = process.communicate(timeout=30)
+    out, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert "all are ready" in said
     assert str(coordinator.home) in out
-    assert sessions(leaders) == set()
+    eventually(lambda: sessions(leaders) == set())  # killed, and gone once the kernel comes to it
     assert coordinator.status() == 2
     again = coordinator.start()
     try:
         eventually(coordinator.is_ready)
-        assert coordinator.registered() == {"cleveland", "long-beach"}
+        eventually(lambda: coordinator.registered() == {"cleveland", "long-beach"})
     finally:
         again.kill()  # not asked, as by a machine that runs out of memory
         again.wait()
-    eventually(lambda: sessions(set(coordinator.children().values())) == set(), 20)
+    eventually(lambda: sessions(set(coordinator.children().values())) == set())
 
 
 # Why it does not start, in one sentence.
@@ -279,7 +286,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path):
     coordinator = Coordinator(tmp_path)
     with socket.create_server((LOOPBACK, coordinator.port)):
         process = coordinator.start()
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert f"port {coordinator.port} is taken by another program" in said
 
@@ -325,13 +332,23 @@ def test_a_directory_that_is_no_home_is_refused(tmp_path: Path):
 
 def test_ports_are_remembered_while_they_are_free(tmp_path: Path):
     (tmp_path / "run").mkdir()
-    first = Ports.kept(tmp_path)
-    assert Ports.kept(tmp_path) == first == Ports.read(tmp_path)
+    first = Ports.kept(tmp_path, 1)
+    assert Ports.kept(tmp_path, 1) == first == Ports.read(tmp_path)
     with socket.create_server((LOOPBACK, first.health)):
         assert not is_free(LOOPBACK, first.health)
-        moved = Ports.kept(tmp_path)
+        moved = Ports.kept(tmp_path, 1)
     assert moved.health != first.health
     assert Ports.read(tmp_path) == moved
+
+
+def test_the_gateways_own_port_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nobody listens on it yet when the others are chosen, from a range that has room for three more."""
+    (tmp_path / "run").mkdir()
+    public = next(port for port in range(2000, 9000) if all(is_free(LOOPBACK, port + more) for more in range(4)))
+    monkeypatch.setattr(ports, "_PRIVATE", range(public, public + 4))
+    first = Ports.kept(tmp_path, public)
+    assert public not in astuple(first)
+    assert first.health not in astuple(Ports.kept(tmp_path, first.health))
 
 
 def test_the_superlink_is_run_as_was_decided(tmp_path: Path):

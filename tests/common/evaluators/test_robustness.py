@@ -43,11 +43,11 @@ def test_noise_and_shift_are_in_deviations_of_the_reference() -> None:
 
 
 def test_missing_values_become_the_mean_as_often_as_is_said() -> None:
-    """20,000 coins of 0.3: standard error 0.0016, so 0.01 is six of them."""
+    """20,000 coins of 0.3: standard error 0.0032, so 0.02 is over six of them. False alarm 1e-9."""
     features = np.full((5000, 4), 99.0, np.float32)
     spoilt = with_missing(features, REFERENCE, 0.3, np.random.default_rng())
     gone = spoilt != 99.0
-    assert gone.mean() == pytest.approx(0.3, abs=0.01)
+    assert gone.mean() == pytest.approx(0.3, abs=0.02)
     np.testing.assert_allclose(spoilt[gone], np.tile(REFERENCE.mean(axis=0), (5000, 1))[gone])
 
 
