@@ -5,7 +5,7 @@ order's round number, the first of the epoch, says which one is meant. Exchange 
 without that, a key that was destroyed could be unwrapped again from what the coordinator has on record.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from client import masking
@@ -23,7 +23,7 @@ def make_key(site: Site, run: SiteRun, order: Envelope) -> bytes:
     Asked again for the same sites, the same again. Made is not installed: what counts is what the sites are shown.
     """
     epoch, joined = _due(run, order), table(from_json(order.body), "joined")
-    publics = _exchange_keys(site, run, epoch, joined)
+    publics = _exchange_keys(site, run, epoch, joined, site.roster.public_key_of)
     if run.has_cohort_key(epoch):
         raise ProtocolError("this site holds the key of that epoch already")
     if made := run.made_key(epoch, joined):
@@ -40,16 +40,19 @@ def install_key(site: Site, run: SiteRun, order: Envelope) -> bytes:
     """Order {joined, made: the maker's signed answer} -> {announcement, next}.
 
     announcement: our own word on our exchange key for the epoch after this one. next: our offer for the coming round.
-    Raises TrustError for a second key in one epoch, for one that was made for another, and for one that comes back.
+    Raises TrustError for a second key in one epoch, for one that was made for another, for one that comes back, and
+    for one that is new here and was made by a site that was revoked since. One that was revoked may be among those it
+    was made for: the maker knew.
     """
     epoch, body = _due(run, order), from_json(order.body)
-    publics = _exchange_keys(site, run, epoch, table(body, "joined"))
-    run.keep_peers(epoch, publics)
-    made = _signed(site, run, body.get("made"))
+    publics = _exchange_keys(site, run, epoch, table(body, "joined"), site.roster.key_of_member)
+    held = run.has_cohort_key(epoch)
+    made = _signed(run, body.get("made"), site.roster.key_of_member if held else site.roster.public_key_of)
     if made.sender not in publics:
         raise TrustError("the key was made by a site that has not joined")
     if made.round_number != order.round_number:
         raise TrustError("the key was made for another epoch")
+    run.keep_peers(epoch, publics)
     answer = from_json(made.body)
     key = unwrap(
         from_hex(answer.get("wrapped")),
@@ -73,9 +76,11 @@ def _due(run: SiteRun, order: Envelope) -> int:
     return epoch
 
 
-def _exchange_keys(site: Site, run: SiteRun, epoch: int, joined: Mapping[str, Any]) -> dict[str, bytes]:
+def _exchange_keys(
+    site: Site, run: SiteRun, epoch: int, joined: Mapping[str, Any], key_of: Callable[[str], bytes]
+) -> dict[str, bytes]:
     """Everybody's own word on its exchange key for this epoch, ours as we know it."""
-    answers = {name: _signed(site, run, data) for name, data in joined.items()}
+    answers = {name: _signed(run, data, key_of) for name, data in joined.items()}
     if any(answer.sender != name or name not in run.cohort for name, answer in answers.items()):
         raise TrustError("an exchange key is not signed by the site that it is said to be from")
     announced = {name: from_json(answer.body) for name, answer in answers.items()}
@@ -87,10 +92,10 @@ def _exchange_keys(site: Site, run: SiteRun, epoch: int, joined: Mapping[str, An
     return publics
 
 
-def _signed(site: Site, run: SiteRun, data: object) -> Envelope:
+def _signed(run: SiteRun, data: object, key_of: Callable[[str], bytes]) -> Envelope:
     if not isinstance(data, str):
         raise ProtocolError("a relayed answer is missing")
-    envelope = decode(from_hex(data), site.roster.public_key_of)
+    envelope = decode(from_hex(data), key_of)
     if envelope.kind != Kind.ANSWER or envelope.run != run.run or envelope.plan != run.plan_hash:
         raise TrustError("a relayed answer belongs to another run")
     return envelope

@@ -58,7 +58,8 @@ class SitePolicy:
     that a plan may have imported to build its model. max_weights: the largest model that is built here.
     bundle_keys: SHA-256 of the keys that may sign a bundle, hexadecimal; none: those on the roster.
     reports: the numbers that may leave readable where a plan asks for them (`federation.public`).
-    protected_attributes: those by which a plan may have records counted (`metrics.groups`), in sums with noise.
+    protected_attributes: those by which a plan may have records counted (`metrics.groups`), and of which it may ask
+    what they do for the model (`metrics.importance`), in sums with noise.
     windows: when rounds may train, on the clock of time_zone; none: always.
     """
 

@@ -316,6 +316,11 @@ class MetricsSettings:
         measured = self.every > 0 or not features
         require(measured, "metrics.importance", features, "none while metrics.every = 0: nothing is measured then")
 
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The attributes and features that are asked about by name."""
+        return tuple(dict.fromkeys((*self.groups, *self.importance)))
+
 
 @dataclass(frozen=True)
 class RobustnessSettings:

@@ -137,8 +137,8 @@ def settings_of(simulation: Simulation, name: str) -> SiteSettings:
 
 def policy_of(simulation: Simulation) -> SitePolicy:
     """What these sites agree to: this federation, encrypted and private, and as much again for another."""
-    attributes = tuple(simulation.metrics.groups)
-    return SitePolicy(2 * simulation.privacy.epsilon, simulation.privacy.delta, protected_attributes=attributes)
+    privacy, asked = simulation.privacy, simulation.metrics.asked
+    return SitePolicy(2 * privacy.epsilon, privacy.delta, protected_attributes=asked)
 
 
 def _command(*arguments: str) -> list[str]:

@@ -159,7 +159,7 @@ def _site_policy(simulation: Simulation) -> SitePolicy:
         require_encryption=simulation.encryption.preset != "none",
         require_privacy=privacy.mode != "none",
         model_factories=(simulation.model.factory,) if ":" in simulation.model.factory else (),
-        protected_attributes=tuple(simulation.metrics.groups),
+        protected_attributes=simulation.metrics.asked,
         max_weights=2**31,
     )
 

@@ -64,7 +64,7 @@ def coordinate(
     """The whole run, from wherever the store says it stopped. site_of: see `Links`."""
     store.sweep()
     with _noting_the_end(store):
-        return _coordinate(Links(grid, store.roster, site_of), store, on_round)
+        return _coordinate(Links(grid, store.roster, store.cohort, site_of), store, on_round)
 
 
 def _coordinate(links: Links, store: RunStore, on_round: OnRound) -> Outcome:
@@ -91,7 +91,7 @@ def _join(links: Links, store: RunStore) -> dict[str, str]:
     refused: dict[int, LeftOut] = {}
     started, pause = time.monotonic(), ASK_AGAIN_SECONDS
     while True:
-        there = set(links.grid.get_node_ids())
+        there = links.there()
         asked = sorted(node for node in there - links.nodes if node not in refused or _again(refused[node]))
         refused |= {node: LeftOut(f"node {node}", "Silent", "no answer in time") for node in asked}
         messages = [outgoing(node, "query.join", content, 0) for content in [packed(order)] for node in asked]

@@ -1,7 +1,7 @@
 """The coordinator's side of the wire: which Flower node is which site, what was sent, what came back."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -72,9 +72,12 @@ def incoming(message: Message, roster: Roster) -> Reply:
 class Links:
     """All sites that joined, by name and by node."""
 
-    def __init__(self, grid: Grid, roster: Roster, site_of: Callable[[int], str] = lambda node: "") -> None:
-        """site_of: whose node it is, where the grid knows; empty where it does not, as in a simulation."""
-        self.grid, self.roster, self._site_of = grid, roster, site_of
+    def __init__(
+        self, grid: Grid, roster: Roster, cohort: Sequence[str], site_of: Callable[[int], str] = lambda node: ""
+    ) -> None:
+        """cohort: who may join. site_of: whose node it is, where the grid knows; empty as in a simulation."""
+        self.grid, self.roster, self.cohort, self._site_of = grid, roster, cohort, site_of
+        self._names: dict[int, str] = {}
         self.by_site: dict[str, Link] = {}
         self._by_node: dict[int, Link] = {}
 
@@ -120,6 +123,16 @@ class Links:
     def at_round(self, round_number: int) -> list[str]:
         return sorted(link.site for link in self.by_site.values() if link.round_number == round_number)
 
+    def there(self) -> set[int]:
+        """The nodes that are connected now, but for those of sites that are not in the cohort."""
+        return {node for node in self.grid.get_node_ids() if self._name_of(node) in ("", *self.cohort)}
+
+    def _name_of(self, node: int) -> str:
+        """Asked for once, when it is known: a node's key, and with it its name, never changes."""
+        if not self._names.get(node):
+            self._names[node] = self._site_of(node)
+        return self._names[node]
+
     @property
     def nodes(self) -> set[int]:
         return set(self._by_node)
@@ -128,8 +141,10 @@ class Links:
         """Learn from a join answer which site a node is. Raises FederationError when it is not to be trusted."""
         reply = incoming(message, self.roster)
         site, node = reply.envelope.sender, message.metadata.src_node_id
-        if self._site_of(node) not in ("", site):
-            raise TrustError(f"the node of {self._site_of(node)} answered in the name of {site}")
+        if self._name_of(node) not in ("", site):
+            raise TrustError(f"the node of {self._name_of(node)} answered in the name of {site}")
+        if site not in self.cohort:
+            raise TrustError(f"{site} is not in this run's cohort: it came to the consortium later")
         if site in self.by_site:
             raise TrustError(f"two nodes say that they are {site}")
         if refused := refusal_of(reply.envelope):

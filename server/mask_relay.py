@@ -84,6 +84,7 @@ class MaskRelay:
         wanted = self._order(number, shown)
         replies = {site: answer for site, answer in answers.items() if isinstance(answer, Reply)}
         agreed = {site: reply for site, reply in replies.items() if agrees(reply.envelope, opening, wanted)}
+        agreed = {site: agreed[site] for site in agreed if site in self.store.members()}
         if len(agreed) < self.threshold:
             failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
             raise too_few(number, len(agreed), self.threshold, failed)
@@ -92,7 +93,7 @@ class MaskRelay:
     def _gather(self, number: int, ready: list[str]) -> dict[str, Any]:
         """Each ready site's offer and packages: of those that hold the cohort's key, and whose word holds."""
         keyed = self.store.ceremony(self.store.plan.encryption.epoch_of(number))["joined"]
-        peers = [site for site in ready if site in keyed]
+        peers = [site for site in ready if site in keyed and site in self.store.members()]
         made = {site: offered for site, offered in self._coming.get(number, {}).items() if site in peers}
         made |= self._bodies("offer", number, [site for site in peers if site not in made], {})
         made = {site: made[site] for site in sorted(made) if self._is_complete(number, site, made[site], peers)}

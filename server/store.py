@@ -55,7 +55,7 @@ class RunStore:
         run: its 16 bytes, or drawn. by: who asked for it, for the audit log.
         """
         directory = home / "runs" / (run or os.urandom(16)).hex()
-        (directory / "aggregates").mkdir(parents=True)
+        (directory / "aggregates").mkdir(parents=True, exist_ok=True)
         agreement = {"plan": to_table(plan), "cohort": list(Roster.read(home / "roster.json").sites)}
         write_atomically(directory / "agreement.json", to_json(agreement))
         store = cls.open(directory)

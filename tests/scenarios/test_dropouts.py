@@ -91,7 +91,7 @@ class MaskedRounds:
     def connect(self) -> None:
         """Both sides start anew: what is left is what is on disk."""
         restart()
-        links = Links(self.weather.grid(self.played.place.sites), self.played.store.roster)
+        links = Links(self.weather.grid(self.played.place.sites), self.played.store.roster, self.played.store.cohort)
         for node, name in enumerate(self.played.directories, 2):
             links.by_site[name] = links._by_node[node] = Link(name, node, self.at[name], "")
         self.relay = MaskRelay(self.played.store, links)

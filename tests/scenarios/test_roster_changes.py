@@ -1,18 +1,23 @@
 """Proves: who comes to the consortium or is revoked while a run goes on changes nothing of what has begun."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from flwr.app import Message
 
 from common.certificates import read_roots
 from common.roster import Roster, install
 from common.signing import Identity
+from common.wire import decode, encode
 from scenarios.by_hand import restart
+from scenarios.simulate import simulate
 from scenarios.simulation import identity_at
 from server.key_relay import KeyRelay
 from server.mask_relay import MaskRelay
 from server.store import RunStore
-from tests.by_hand import NAMES, Coordinator
+from tests.by_hand import NAMES, Coordinator, envelope_of, with_envelope, workplace
 from tests.server.test_mask_relay import DirectLinks, silent
 
 ADLER, BIRKE, CEDAR, DORN = NAMES
@@ -28,15 +33,18 @@ def played(tmp_path):
 def change_roster(played: Coordinator) -> None:
     """Dorn is revoked and esche admitted; everybody else has it from the consortium's root."""
     home = played.store.directory.parents[1]
-    consortium = home.parent / "consortium"
-    held = Roster.read(home / "roster.json")
-    keys = {**held.keys, "esche": Identity.generate().public}
-    changed = replace(held, keys=keys, revoked=frozenset({DORN}), version=held.version + 1)
-    signed = changed.signed([identity_at(consortium, "root.key")])
-    roots = read_roots((consortium / "roots.pem").read_bytes())
-    for place in (home, *(played.directories[name] for name in (ADLER, BIRKE, CEDAR))):
-        install(place, signed, roots)
+    parties = [home, *(played.directories[name] for name in (ADLER, BIRKE, CEDAR))]
+    put_on_roster(home.parent, parties, Identity.generate(), revoked=frozenset({DORN}))
     restart()
+
+
+def put_on_roster(out: Path, parties: Sequence[Path], esche: Identity, revoked: frozenset[str] = frozenset()) -> None:
+    held = Roster.read(out / "coordinator" / "roster.json")
+    keys = {**held.keys, "esche": esche.public}
+    changed = replace(held, keys=keys, revoked=revoked, version=held.version + 1)
+    signed = changed.signed([identity_at(out / "consortium", "root.key")])
+    for place in parties:
+        install(place, signed, read_roots((out / "consortium" / "roots.pem").read_bytes()))
 
 
 class Changing(DirectLinks):
@@ -94,6 +102,43 @@ def test_a_run_goes_on_with_the_cohort_that_it_began_with(played):
     assert store.roster.sites == (ADLER, BIRKE, CEDAR, "esche")
     assert store.cohort == NAMES
     played.join([ADLER, BIRKE, CEDAR])
+
+
+def test_who_has_the_key_takes_it_again_from_a_coordinator_that_starts_again(played):
+    """It was made for dorn as well, while it belonged."""
+    change_roster(played)
+    relay = KeyRelay(RunStore.open(played.store.directory), DirectLinks(played), {})  # type: ignore[arg-type]
+    assert relay.ready(1, NAMES[:3], 3) == list(NAMES[:3])
+
+
+@pytest.mark.parametrize(("maker", "taken"), [(BIRKE, True), (DORN, False)])
+def test_a_new_key_of_a_revoked_maker_is_not_taken_and_one_that_was_made_for_it_is(tmp_path, maker, taken):
+    played = Coordinator(workplace(tmp_path / "run"))
+    played.join()
+    made = played.ask(maker, "make_key", 1, {"joined": played.joined}).hex()
+    change_roster(played)
+    order = {"joined": played.joined, "made": made}
+    if taken:
+        assert "announcement" in played.body(played.ask(ADLER, "install_key", 1, order))
+    else:
+        assert "revoked" in played.refused(ADLER, "install_key", 1, order)[1]
+    assert "revoked" in played.refused(CEDAR, "make_key", 1, {"joined": played.joined})[1]
+
+
+def test_nobody_joins_a_run_that_began_without_it(tmp_path):
+    """Esche is on the roster now, and says that it takes part."""
+    place, esche = workplace(tmp_path / "run"), Identity.generate()
+    put_on_roster(place.out, [place.out / "coordinator"], esche)
+
+    def network(reply: Message) -> Iterable[Message]:
+        if reply.metadata.message_type == "query.join" and reply.metadata.src_node_id == 2:
+            said = decode(envelope_of(reply), RunStore.open(place.run).roster.public_key_of)
+            reply = with_envelope(reply, encode(replace(said, sender="esche"), esche))
+        return (reply,)
+
+    report = simulate(place, deliver=network)
+    assert all(len(record["sites"]) == 3 and "esche" not in record["sites"] for record in report["rounds"])
+    assert "not in this run's cohort" in (place.out / "coordinator" / "audit.jsonl").read_text()
 
 
 def test_no_run_begins_with_a_site_that_was_revoked(played):
