@@ -13,12 +13,15 @@ def devices_named(names: Sequence[str]) -> tuple[torch.device, ...]:
 
 
 def _device_named(name: str) -> torch.device:
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device = {name!r} is none", "allowed: cpu, cuda, cuda:N") from None
     if device.type == "cuda":
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= found:
             raise ConfigError(
-                f"site.toml: device = {name!r} is not on this machine",
+                f"device = {name!r} is not on this machine",
                 f"torch {torch.__version__} finds {found or 'no'} GPUs: install the driver and a torch built for it, "
                 'or set device = "cpu"; veilfed site check tells whether it worked',
             )

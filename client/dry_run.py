@@ -6,12 +6,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from client.policy import objections, size_objection
+from client.policy import objections, require_names, size_objection
 from client.pricing import Price, over_budget, price
 from client.site import Site
 from common.buckets import require_room
 from common.config import fill, load_table, to_table
 from common.dp.cost import calibrated
+from common.errors import FederationError
 from common.federation import Plan
 from common.he.ciphertexts import dense_bytes, whole
 from common.he.parameters import SEED_BYTES, choose_scheme
@@ -74,6 +75,10 @@ def dry_run(site: Site, plan: Plan, sites: int) -> DryRun:
     plan, cost = priced(site, plan, sites)
     plan = _shaped(plan, records.features.shape[1:], int(records.labels.max(initial=1)) + 1)
     reasons = [*objections(policy, plan, sites, len(records)), *over_budget(policy, cost)]
+    try:
+        require_names(policy, plan, records)
+    except FederationError as error:
+        reasons.append(error)
     parameters = sent = received = memory = 0
     if not reasons:  # nothing too large is built, and no code imported that the policy does not name
         parameters = parameters_of(build(plan.model)).size

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from client.datasets import Records
 from client.windows import Window, is_open, next_opening
 from common.errors import CohortTooSmall, FederationError, NotNow, PrivacyError, ProtocolError, TrustError
 from common.federation import Plan, require
@@ -160,6 +161,24 @@ def objections(policy: SitePolicy, plan: Plan, cohort: int, records: int) -> Ite
         yield _no(
             "protected_attributes", f"the plan counts records by {', '.join(closed)}, this site's policy does not"
         )
+
+
+def require_names(policy: SitePolicy, plan: Plan, records: Records) -> None:
+    """Raises ProtocolError when the records have no such attribute or feature, PrivacyError for a feature that is a
+    protected attribute which the policy does not open.
+
+    Which levels they have is nobody's to ask.
+    """
+    for name in sorted(plan.metrics.groups):
+        if name not in records.groups:
+            raise ProtocolError(f"the plan counts by {name}, which this site's records do not have")
+    for name in plan.metrics.importance:
+        if name in records.groups and name not in policy.protected_attributes:
+            raise _no("protected_attributes", f"the plan asks what {name} does for the model, this site's does not")
+        if name not in records.columns:
+            raise ProtocolError(
+                f"the plan asks what {name} does for the model; this site's records name no such feature"
+            )
 
 
 def size_objection(policy: SitePolicy, weights: int) -> FederationError | None:

@@ -18,7 +18,7 @@ from client.datasets import Records
 from client.device import devices_named
 from client.limits import cpu_allowance
 from client.opening import open_published
-from client.policy import consent, size_objection
+from client.policy import consent, require_names, size_objection
 from client.pricing import unpaid_rounds
 from client.runs import SiteRun, signed_answer
 from client.site import Site
@@ -90,7 +90,7 @@ def join(site: Site, order: Envelope) -> bytes:
     devices_named(site.settings.devices)
     if plan.privacy.in_shares:
         noise_shares(plan, len(cohort))
-    _require_names(site, plan, records)
+    require_names(site.policy, plan, records)
     largest_label = max(records.labels.max(), held_out.labels.max(initial=0))
     if records.features.shape[1:] != plan.model.inputs or largest_label >= plan.model.classes:
         raise ProtocolError("the plan's model.inputs or model.classes do not fit this site's records")
@@ -351,24 +351,6 @@ def _require_noise_that_fits(plan: Plan, run: bytes, cohort: int, layers: Sequen
         Encoding.of(plan, run, 1, scheme.value_bits, layers, cohort)
         for number in (min(plan.metrics.every + 1, plan.last_round), plan.last_round):
             MetricsCode.of(plan, cohort, scheme.value_bits, number)
-
-
-def _require_names(site: Site, plan: Plan, records: Records) -> None:
-    """Raises ProtocolError when the records have no such attribute or feature, PrivacyError for a feature that is a
-    protected attribute which the policy does not open.
-
-    Which levels they have is nobody's to ask.
-    """
-    for name in sorted(plan.metrics.groups):
-        if name not in records.groups:
-            raise ProtocolError(f"the plan counts by {name}, which this site's records do not have")
-    for name in plan.metrics.importance:
-        if name in records.groups and name not in site.policy.protected_attributes:
-            raise PrivacyError(f"policy.protected_attributes: the plan asks what {name} does for the model")
-        if name not in records.columns:
-            raise ProtocolError(
-                f"the plan asks what {name} does for the model; this site's records name no such feature"
-            )
 
 
 def _require_budget_for_rest(site: Site, run: bytes, plan: Plan, cohort: int) -> None:

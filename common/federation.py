@@ -283,7 +283,7 @@ class MetricsSettings:
     confusion counts, more also calibration and thresholds by group.
     importance: features, as the sites' records name them; with the final model's counts each is given other records'
     values, to tell how much accuracy hangs on it, see `common/evaluators/importance.py`. At the same price as well, but
-    the more features, the more noise on each.
+    the more features, the more noise on each, and up to twice as much on that round's other counts.
     """
 
     every: int = 0

@@ -49,7 +49,9 @@ class Monitoring:
 
     def __post_init__(self) -> None:
         allowed = "http://HOST:PORT or https://HOST:PORT, where a collector takes OTLP over HTTP"
-        require(not self.traces or bool(_COLLECTOR.fullmatch(self.traces)), "monitoring.traces", self.traces, allowed)
+        found = _COLLECTOR.fullmatch(self.traces)
+        port = found and int((found[2] or ":0")[1:])
+        require(not self.traces or (port is not None and port < 1 << 16), "monitoring.traces", self.traces, allowed)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        return _failed(FederationError("stopped by the keyboard", "go on with --resume"), as_json)
+        hint = "go on with --resume" if "simulate" in arguments else ""
+        return _failed(FederationError("stopped by the keyboard", hint), as_json)
     except Exception as error:
         if isinstance(error, OSError) and error.filename is not None:
             reason = f"{error.filename}: {error.strerror}"

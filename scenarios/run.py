@@ -83,6 +83,7 @@ def run_all(
         except ConfigError as error:
             skipped.append(f"{scenario.name}: {error.message} ({error.hint})")
             say(f"{scenario.name:<24} skipped: {error.message}")
+            write_index(out, done, skipped)
             continue
         try:
             outcome = play(stage, identity)

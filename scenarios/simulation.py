@@ -171,6 +171,8 @@ def planned(simulation: Simulation) -> Plan:
     asked = simulation.simulation.contribution
     held_out = any(len(held_out) for _, held_out in parts)
     require(not asked or held_out, "simulation.contribution", asked, "false with no records held out")
+    every = simulation.metrics.every
+    require(not every or held_out, "metrics.every", every, "0 with no records held out: there is nothing to count")
     return fitted(simulation, [training for training, _ in parts])
 
 

@@ -94,9 +94,7 @@ class Rounds(Strategy):
             self.collecting = self.collecting.keep(site, self._check(site, answer.envelope.body))
             self._note(site, answer)
         except LateUpdate as error:
-            late = LeftOut.because(site, error)
-            self.links.by_site[site].refusals.append(late)
-            self.collecting = self.collecting.drop(late)
+            self.collecting = self.collecting.drop(LeftOut.because(site, error))
         except FederationError as error:
             self._refuse(site, error)
 

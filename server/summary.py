@@ -173,7 +173,9 @@ def by_attribute(rounds: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, dic
 
 
 def _looks_at(report: Mapping[str, Any]) -> str:
-    ranked = by_importance(report["rounds"])
+    ranked, asked = by_importance(report["rounds"]), report["config"].get("metrics", {}).get("importance")
+    if asked and not ranked:
+        return f"Too few records for the noise to tell of {count(len(asked), 'feature')}."
     sure = [f"{name} {change(lost)}" for name, lost in ranked if lost["low"] > 0]
     told = [f"Accuracy lost where a feature is another record's: {'; '.join(sure)}."] if sure else []
     if rest := len(ranked) - len(sure):

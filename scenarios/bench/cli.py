@@ -37,8 +37,10 @@ def _he(chosen: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def _dp(chosen: argparse.Namespace) -> Mapping[str, Any]:
+    from client.device import devices_named
     from scenarios.bench.dp import run
 
+    devices_named(chosen.device.split(","))
     return run(chosen.device)
 
 

@@ -77,6 +77,16 @@ def test_a_refusal_gives_every_reason_and_leaves_no_trace(tmp_path, capsys):
     assert shown.err.startswith("veilfed: this site would refuse the plan: policy.min_cohort")
 
 
+def test_names_that_the_records_do_not_have_are_found_before_anybody_submits(tmp_path, capsys):
+    place = workplace(tmp_path / "run", NAMES, "metrics.every=1")
+    asked = place.out / "asked.toml"
+    plan = load_table(asked_of(place))
+    asked.write_text(tomli_w.dumps(plan | {"metrics": plan["metrics"] | {"importance": ["agee"]}}))
+    code, answer = told(capsys, "site", "check", place.sites[0], "--order", asked)
+    assert (code, answer["agreed"]) == (3, False)
+    assert [reason for reason in answer["reasons"] if "agee" in reason] == answer["reasons"] != []
+
+
 def test_code_that_the_policy_does_not_name_is_not_imported_for_a_dry_run(tmp_path):
     place = workplace(tmp_path / "run", NAMES)
     table = to_table(RunStore.open(place.run).plan)

@@ -146,7 +146,15 @@ def test_an_address(address):
 
 @pytest.mark.parametrize(
     "address",
-    ["localhost:4318", "grpc://a:4317", "http://me:secret@a:4318", "http://a:4318/?key=1", "http://a b", "http://"],
+    [
+        "localhost:4318",
+        "grpc://a:4317",
+        "http://me:secret@a:4318",
+        "http://a:4318/?key=1",
+        "http://a b",
+        "http://",
+        "http://a:65536",
+    ],
 )
 def test_no_address(address):
     with pytest.raises(ConfigError, match=r"monitoring\.traces"):

@@ -124,6 +124,13 @@ def test_a_site_refuses_to_count_by_what_its_policy_does_not_name_or_its_records
     assert not (played.directories["adler"] / "runs").exists()
 
 
+def test_what_a_protected_attribute_does_for_the_model_is_asked_where_the_policy_names_it(tmp_path):
+    played = Coordinator(workplace(tmp_path / "run", NAMES, "metrics.every=1"))
+    body = played.join_order(metrics=to_table(played.store.plan.metrics) | {"importance": ["sex"]})
+    code, message = played.refused("adler", "join", 0, body, plan=plan_hash(fill(Plan, body["plan"])))
+    assert (code, message.partition(":")[0]) == ("PrivacyError", "policy.protected_attributes")
+
+
 def test_levels_that_no_record_has_count_as_none_and_are_not_told_by_a_refusal(tmp_path):
     """Whoever submits plans would learn without noise whether one such record is there."""
     played = Coordinator(workplace(tmp_path / "run", NAMES, *BY_SEX))

@@ -128,6 +128,7 @@ def test_encrypted_and_readable_runs_give_the_same_model_up_to_rounding(tmp_path
     [
         ("encryption.layer_scales", ["encryption.layer_scales=[1, 1, 1]"]),
         ("metrics.groups.sex", ["metrics.groups.sex=['x', 'y']"]),
+        ("metrics.every", ["metrics.every=1", "data.holdout=0"]),
         ("simulation.contribution", ["simulation.contribution=true", "data.holdout=0"]),
     ],
 )
