@@ -65,6 +65,7 @@ def offer(site: Site, run: SiteRun, number: int) -> dict[str, Any]:
 def accept_offers(site: Site, run: SiteRun, order: Envelope) -> None:
     """Keep the offers and packages that a training order shows: this round is masked among these sites.
 
+    One that was revoked since it offered may be among them, and counts for nothing: it is like one that colludes.
     Raises TrustError when an offer is not signed by its site, or ours is not among them.
     """
     body = from_json(order.body)
@@ -186,14 +187,15 @@ def _check_offers(site: Site, run: SiteRun, number: int, body: Mapping[str, Any]
     if offers.get(site.name) != offer(site, run, number)["offer"]:
         raise TrustError("this site's own offer is missing or was changed")
     for name, data in offers.items():
-        envelope = decode(from_hex(data), site.roster.public_key_of)
+        envelope = decode(from_hex(data), site.roster.key_of_member)
         if envelope.sender != name or name not in run.cohort:
             raise TrustError(f"the offer of {name} is not its own")
         if Offer.of(envelope, run.run, run.plan_hash, number).cohort != cohort_hash(run.cohort):
             raise TrustError(f"{name} was told of another cohort than this site")
-    if len(offers) < _threshold(run):
-        raise CohortTooSmall(f"{len(offers)} sites offer masks, {_threshold(run)} are required")
-    beside = set(_bucket(site, run, number)) & set(offers)
+    living = set(offers) - site.roster.revoked
+    if len(living) < _threshold(run):
+        raise CohortTooSmall(f"{len(living)} sites offer masks, {_threshold(run)} are required")
+    beside = set(_bucket(site, run, number)) & living
     if len(beside) < _smallest(site, run):
         raise CohortTooSmall(f"{len(beside)} sites of its bucket offer masks, {_smallest(site, run)} are required")
 
@@ -214,6 +216,9 @@ def _check_list(site: Site, run: SiteRun, number: int, received: Sequence[str]) 
     if site.name not in received:
         raise TrustError(f"this site sent its update for round {number} and is not on the list")
     require_list(site, run, number, received)
+    living, required = set(received) - site.roster.revoked, run.plan.fewest_sites(len(run.cohort))
+    if len(living) < required:
+        raise CohortTooSmall(f"{len(living)} of the sites on the list still belong, {required} are required")
 
 
 def _require_agreed(site: Site, run: SiteRun, order: Envelope, opening: Opening) -> None:

@@ -74,6 +74,30 @@ def test_a_round_that_has_begun_with_a_site_ends_though_it_is_revoked(played, ac
     assert len({played.model_hash(name) for name in NAMES[:3]}) == 1
 
 
+def test_a_round_begins_though_a_site_was_revoked_just_after_it_had_offered_masks(played):
+    relay = MaskRelay(played.store, DirectLinks(played))  # type: ignore[arg-type]
+    orders = relay.orders(1, played.names, played.model_hash(ADLER))
+    change_roster(played)
+    total = played.total([played.send(name, "train", orders[name]) for name in NAMES[:3]])
+    relay.links.changes = {(DORN, action): silent for action in ("agree", "unmask", "stand_in")}
+    played.apply(1, relay.publish(1, list(NAMES[:3]), played.model_hash(ADLER), total), NAMES[:3])
+
+
+def test_who_was_revoked_does_not_count_among_offers(played):
+    made = played.offers(1)
+    few = {name: made[name] for name in (ADLER, BIRKE, DORN)}
+    change_roster(played)
+    assert "2 sites offer masks" in played.refused(ADLER, "train", 1, played.training(ADLER, few))[1]
+
+
+def test_who_was_revoked_does_not_count_on_a_list(played):
+    few = (ADLER, BIRKE, DORN)
+    updates = played.train(1, played.offers(1))
+    wanted = played.wanted(few, played.total(updates[name] for name in few))
+    change_roster(played)
+    assert "2 of the sites on the list still belong" in played.refused(ADLER, "agree", 1, wanted)[1]
+
+
 def test_a_coordinator_that_starts_again_after_a_site_was_revoked_ends_its_round(played):
     relay = MaskRelay(played.store, DirectLinks(played))  # type: ignore[arg-type]
     orders = relay.orders(1, played.names, played.model_hash(ADLER))
