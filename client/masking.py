@@ -5,7 +5,7 @@ repeats itself word for word, and a second sum or list for the same round is ref
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,16 +162,17 @@ def _masks_of(
     return MaskStream(count, lambda count, start: masks_left_in_sum(seeds, pairs, count, bits, start))
 
 
-def require_list(site: Site, run: SiteRun, number: int, sites: Sequence[str]) -> None:
+def require_list(site: Site, run: SiteRun, number: int, sites: Sequence[str], gone: Collection[str] = ()) -> None:
     """Raises TrustError for a list that is not in order or not of this cohort, CohortTooSmall for a short one, for one
-    that leaves a bucket short, or leaves fewer buckets than the plan's rule needs.
+    that leaves a bucket short, or leaves fewer buckets than the plan's rule needs. gone: may be on it and do not count.
     """
     if list(sites) != sorted(set(sites)) or not set(sites) <= set(run.cohort):
         raise TrustError("the list of summed sites is out of order, doubled, or not part of the cohort")
-    require_full_enough(run.plan, filled(run.buckets(number), sites), _smallest(site, run))
+    counted = [name for name in sites if name not in gone]
+    require_full_enough(run.plan, filled(run.buckets(number), counted), _smallest(site, run))
     required = run.plan.fewest_sites(len(run.cohort))
-    if len(sites) < required:
-        raise CohortTooSmall(f"a sum of {len(sites)} sites is not opened, {required} are required")
+    if len(counted) < required:
+        raise CohortTooSmall(f"a sum of {len(counted)} sites is not opened, {required} are required")
 
 
 def forget(run: SiteRun, number: int) -> None:
@@ -215,10 +216,7 @@ def _check_list(site: Site, run: SiteRun, number: int, received: Sequence[str]) 
         raise TrustError("the list names sites that did not offer masks in this round")
     if site.name not in received:
         raise TrustError(f"this site sent its update for round {number} and is not on the list")
-    require_list(site, run, number, received)
-    living, required = set(received) - site.roster.revoked, run.plan.fewest_sites(len(run.cohort))
-    if len(living) < required:
-        raise CohortTooSmall(f"{len(living)} of the sites on the list still belong, {required} are required")
+    require_list(site, run, number, received, site.roster.revoked)
 
 
 def _require_agreed(site: Site, run: SiteRun, order: Envelope, opening: Opening) -> None:

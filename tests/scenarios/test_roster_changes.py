@@ -95,7 +95,7 @@ def test_who_was_revoked_does_not_count_on_a_list(played):
     updates = played.train(1, played.offers(1))
     wanted = played.wanted(few, played.total(updates[name] for name in few))
     change_roster(played)
-    assert "2 of the sites on the list still belong" in played.refused(ADLER, "agree", 1, wanted)[1]
+    assert "a sum of 2 sites is not opened" in played.refused(ADLER, "agree", 1, wanted)[1]
 
 
 def test_a_coordinator_that_starts_again_after_a_site_was_revoked_ends_its_round(played):
