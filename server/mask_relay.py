@@ -83,8 +83,8 @@ class MaskRelay:
         answers = self._ask("agree", number, list(opening.sites), shown)
         wanted = self._order(number, shown)
         replies = {site: answer for site, answer in answers.items() if isinstance(answer, Reply)}
-        agreed = {site: reply for site, reply in replies.items() if agrees(reply.envelope, opening, wanted)}
-        agreed = {site: agreed[site] for site in agreed if site in self.store.members()}
+        members = self.store.members()  # the sites count no others
+        agreed = {s: reply for s, reply in replies.items() if s in members and agrees(reply.envelope, opening, wanted)}
         if len(agreed) < self.threshold:
             failed = tuple(answer for answer in answers.values() if isinstance(answer, LeftOut))
             raise too_few(number, len(agreed), self.threshold, failed)
@@ -93,7 +93,8 @@ class MaskRelay:
     def _gather(self, number: int, ready: list[str]) -> dict[str, Any]:
         """Each ready site's offer and packages: of those that hold the cohort's key, and whose word holds."""
         keyed = self.store.ceremony(self.store.plan.encryption.epoch_of(number))["joined"]
-        peers = [site for site in ready if site in keyed and site in self.store.members()]
+        members = self.store.members()
+        peers = [site for site in ready if site in keyed and site in members]
         made = {site: offered for site, offered in self._coming.get(number, {}).items() if site in peers}
         made |= self._bodies("offer", number, [site for site in peers if site not in made], {})
         made = {site: made[site] for site in sorted(made) if self._is_complete(number, site, made[site], peers)}

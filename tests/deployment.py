@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tomli_w
 from safetensors.numpy import load_file
 
@@ -34,11 +35,21 @@ from scenarios.quickstart import Consortium, _command, policy_of, settings_of
 from scenarios.simulation import Simulation
 from server.account import Account
 from server.home import Home
-from server.processes import Ports
+from server.processes import Ports, find_nginx
 from server.submit import complete, follow, submit
 
 HEART = Path(__file__).parents[1] / "scenarios" / "heart.toml"
 SHORT = ("federation.rounds=3", "simulation.baselines=false", "simulation.insecure_randomness=7")
+
+
+def require_nginx() -> None:
+    """Skips the test where there is none: a coordinator is not deployed without it."""
+    try:
+        find_nginx()
+    except errors.ConfigError as missing:
+        pytest.skip(missing.message)
+
+
 LOCKED = "hungary"  # the site whose keys are behind a passphrase
 SECONDS = 240.0  # for whatever a busy machine has to do
 

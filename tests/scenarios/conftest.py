@@ -4,17 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.errors import ConfigError
-from server.processes import find_nginx
-from tests.deployment import Deployment, simulation
+from tests.deployment import Deployment, require_nginx, simulation
 
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    try:
-        find_nginx()
-    except ConfigError as missing:
-        pytest.skip(missing.message)
+    require_nginx()
     settings = simulation("privacy.epsilon=0.5")
     made = Deployment(tmp_path_factory.mktemp("c") / "c", settings, epsilon=100.0)
     made.found(settings)

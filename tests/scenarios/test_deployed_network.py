@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
-from server.processes import find_nginx
-from tests.deployment import HEART, SECONDS, Deployment, eventually, simulation
+from tests.deployment import HEART, SECONDS, Deployment, eventually, require_nginx, simulation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 CUT_SECONDS = 30.0
@@ -100,11 +98,9 @@ class Apart(Deployment):
 
 @pytest.fixture
 def apart(tmp_path: Path) -> Iterator[Apart]:
+    require_nginx()
     try:
-        find_nginx()
         hosts = Hosts(2).__enter__()
-    except ConfigError as missing:
-        pytest.skip(missing.message)
     except (OSError, PermissionError) as error:
         pytest.skip(f"hosts of their own cannot be made here: {error}")
     try:

@@ -10,10 +10,8 @@ import pytest
 import tomli_w
 
 from common.config import load_table
-from common.errors import ConfigError
-from server.processes import find_nginx
 from tests.common.test_tracing import nobody
-from tests.deployment import Deployment, Run, simulation
+from tests.deployment import Deployment, Run, require_nginx, simulation
 from tests.otlp import Arrived, Receiver, listening
 from tests.scenarios.test_deployed import Watched, secrets_of, spelled
 from tests.server.test_traces import ENCRYPTED
@@ -37,10 +35,7 @@ class Traced:
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     """One run, of which all parties but one have traces; variables name another collector, in vain."""
-    try:
-        find_nginx()
-    except ConfigError as missing:
-        pytest.skip(missing.message)
+    require_nginx()
     made = Deployment(tmp_path_factory.mktemp("t") / "t", simulation("privacy.epsilon=0.5"), epsilon=100.0)
     made.found(made.settings)
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:

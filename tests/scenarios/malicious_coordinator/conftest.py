@@ -8,6 +8,14 @@ import pytest
 from tests.by_hand import Coordinator
 
 
+def copy_with(made, out, *names):
+    """What was made, in a directory of its own, with what it has by these names."""
+    copied = made.copy(out / "run")
+    for name in names:
+        setattr(copied, name, getattr(made, name))
+    return copied
+
+
 @pytest.fixture(scope="session")
 def joined(tmp_path_factory):
     """Four sites that hold the cohort's key; no round yet."""
@@ -26,28 +34,21 @@ def offered(tmp_path_factory):
 @pytest.fixture(scope="session")
 def trained(offered, tmp_path_factory):
     """In round 2 every site has sent its update as well, and nothing was agreed on."""
-    made = offered.copy(tmp_path_factory.mktemp("trained") / "run")
-    made.first, made.made = offered.first, offered.made
+    made = copy_with(offered, tmp_path_factory.mktemp("trained"), "first", "made")
     made.updates = made.train(2, made.made)
     return made
 
 
 @pytest.fixture
 def begun(joined, tmp_path):
-    copied = joined.copy(tmp_path / "run")
-    copied.joined, copied.coming, copied.made_key = joined.joined, joined.coming, joined.made_key
-    return copied
+    return copy_with(joined, tmp_path, "joined", "coming", "made_key")
 
 
 @pytest.fixture
 def untrained(offered, tmp_path):
-    copied = offered.copy(tmp_path / "run")
-    copied.first, copied.made = offered.first, offered.made
-    return copied
+    return copy_with(offered, tmp_path, "first", "made")
 
 
 @pytest.fixture
 def attack(trained, tmp_path):
-    copied = trained.copy(tmp_path / "run")
-    copied.first, copied.made, copied.updates = trained.first, trained.made, trained.updates
-    return copied
+    return copy_with(trained, tmp_path, "first", "made", "updates")
