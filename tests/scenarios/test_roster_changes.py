@@ -10,7 +10,7 @@ from flwr.app import Message
 from common.certificates import read_roots
 from common.roster import Roster, install
 from common.signing import Identity
-from common.wire import decode, encode
+from common.wire import decode, encode, from_hex
 from scenarios.by_hand import restart
 from scenarios.simulate import simulate
 from scenarios.simulation import identity_at
@@ -81,6 +81,24 @@ def test_a_round_begins_though_a_site_was_revoked_just_after_it_had_offered_mask
     total = played.total([played.send(name, "train", orders[name]) for name in NAMES[:3]])
     relay.links.changes = {(DORN, action): silent for action in ("agree", "unmask", "stand_in")}
     played.apply(1, relay.publish(1, list(NAMES[:3]), played.model_hash(ADLER), total), NAMES[:3])
+
+
+def test_what_a_revoked_site_still_says_is_not_shown_as_an_agreement(played):
+    """Dorn has not heard of it, and answers as ever."""
+    relay = MaskRelay(played.store, DirectLinks(played))  # type: ignore[arg-type]
+    version = played.model_hash(ADLER)
+    orders = relay.orders(1, played.names, version)
+    total = played.total(played.send(name, "train", order) for name, order in orders.items())
+    change_roster(played)
+    published = relay.publish(1, list(NAMES), version, total)
+    assert [played.read(from_hex(said)).sender for said in published.agreed] == list(NAMES[:3])
+    played.apply(1, published, NAMES[:3])
+
+
+def test_a_revoked_site_that_offers_masks_is_given_no_order(played):
+    relay = MaskRelay(played.store, DirectLinks(played))  # type: ignore[arg-type]
+    change_roster(played)
+    assert sorted(relay.orders(1, played.names, played.model_hash(ADLER))) == list(NAMES[:3])
 
 
 def test_who_was_revoked_does_not_count_among_offers(played):
